@@ -1,0 +1,43 @@
+# Two commands: `make run` assays the built-in model, `make test` checks everything. Both make what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test lint unit avx2 methods clean
+
+run: $(VENV)/.installed
+	$(BIN)/assay run --out assay-out
+
+test: $(VENV)/.tested
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory avx2
+	@$(MAKE) --no-print-directory unit
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-cache
+
+unit: $(VENV)/.tested
+	$(BIN)/python -m pytest
+
+# The same figures on processors with wide vectors and matrix units as on those without.
+avx2: $(VENV)/.tested
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m portable
+
+methods: $(VENV)/.tested
+	$(BIN)/python -m assay.testing.probe
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) ruff basedpyright import-linter pytest pytest-timeout hypothesis jsonschema peft tokenizers
+	touch $@
+
+clean:
+	rm -rf $(VENV) assay-out dist

@@ -1,0 +1,225 @@
+"""From four npm packages to `zoo/`: one resumable command, counted in steps.
+
+    python recipes/emoji/make.py BUILD [--stage NAME] [--until STEP]
+
+Stages, each skipped when its result is in BUILD: works, vae, clip, unet, judge. `promote.py` turns BUILD into the package's zoo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from assay.denoiser import Denoiser, quiet
+from assay.judge import CrossJudge, Judge, make_folds
+from assay.noise import derive
+from assay.training import clip as clips
+from assay.training import judge as judges
+from assay.training import unet as unets
+from assay.training import vae as vaes
+from assay.training.recipe import Recipe
+from assay.works import Works
+from collect import PACKAGES, SIZE
+from collect import build as collect
+
+SEED = 0
+VAE = vaes.VAESettings()
+CLIP = clips.CLIPSettings()
+UNET = unets.UNetSettings()
+JUDGE = judges.JudgeSettings()
+NOISE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def progress(stage: str, log: Path):
+    """Return a callback that prints and logs a line every 20 steps."""
+    start = time.monotonic()
+    first: list[int] = []
+
+    def show(step: int, total: int, numbers: dict[str, float]) -> None:
+        first.append(step) if not first else None
+        if step % 20 == 0 or step == total:
+            pace = (time.monotonic() - start) / (step - first[0] + 1)
+            line = {"stage": stage, "step": step, "total": total, **{k: round(v, 5) for k, v in numbers.items()}, "seconds_per_step": round(pace, 3)}
+            print(json.dumps(line), file=sys.stderr, flush=True)
+            with log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    return show
+
+
+def works(folder: Path) -> Works:
+    """Collect the works, or read them."""
+    path = folder / "works.parquet"
+    if not path.exists():
+        collect(folder / "packages", SEED).write(path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return Works.read(path)
+
+
+def members(all_works: Works) -> Works:
+    """Return what the tokenizer, the autoencoder and the text encoder see: members of every subset but skin-tone variants."""
+    return all_works.where(lambda row: row["split"] == "member" and row["attributes"]["subset"] != "fairness")
+
+
+def make_vae(folder: Path) -> AutoencoderKL:
+    """Train the autoencoder, or load it."""
+    target = folder / "vae"
+    if not target.exists():
+        vae = _initialised(lambda: vaes.build(VAE, SIZE), "vae")
+        vaes.train(
+            vae,
+            members(works(folder)).pixels(SIZE),
+            VAE,
+            seed=SEED,
+            folder=folder / "vae-training",
+            plan=repr(VAE),
+            progress=progress("vae", folder / "log.jsonl"),
+        )
+        vae.save_pretrained(target)
+    return AutoencoderKL.from_pretrained(target).eval().requires_grad_(False)
+
+
+def make_clip(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+    """Train tokenizer and CLIP, or load them."""
+    target = folder / "clip"
+    seen = members(works(folder))
+    if not (folder / "tokenizer").exists():
+        clips.train_tokenizer([caption for group in seen.column("captions") for caption in group], CLIP, folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    if not target.exists():
+        model = _initialised(lambda: clips.build(CLIP, len(tokenizer), SIZE), "clip")
+        show = progress("clip", folder / "log.jsonl")
+        clips.train(
+            model,
+            tokenizer,
+            seen.pixels(SIZE),
+            seen.column("captions"),
+            CLIP,
+            seed=SEED,
+            folder=folder / "clip-training",
+            plan=repr(CLIP),
+            progress=show,
+        )
+        model.save_pretrained(target)
+    return CLIPModel.from_pretrained(target).eval().requires_grad_(False), tokenizer
+
+
+def blank(folder: Path) -> Denoiser:
+    """Put the trained autoencoder and text encoder, rounded to fp16 as they ship, together with an untrained UNet, to train it in."""
+    vae, (clip, tokenizer) = make_vae(folder), make_clip(folder)
+    text_encoder = CLIPTextModel(clip.config.text_config)
+    text_encoder.load_state_dict(clip.text_model.state_dict())
+    levels = len(VAE.widths)
+    unet = unets.build(UNET, latent_channels=VAE.latent_channels, latent_size=SIZE // 2 ** (levels - 1), text_width=CLIP.width)
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": DDIMScheduler(**NOISE)}
+    vae.half().float()
+    text_encoder.half().float()
+    pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    return Denoiser(pipeline, "emoji64")
+
+
+def recipe(folder: Path, steps: int, steps_done: int = 0) -> Recipe:
+    """Return the recipe as it is saved in the model folder."""
+    unet = replace(UNET, schedule=replace(UNET.schedule, steps=steps))
+    about = {"vae": asdict(VAE), "clip": asdict(CLIP), "noise": NOISE, "packages": PACKAGES, "size": SIZE, "text_encoder": "frozen"}
+    return Recipe(SEED, unet, works(folder).digest, steps_done, about)
+
+
+def make_unet(folder: Path, steps: int, until: int | None) -> None:
+    """Train the UNet up to `until` and save its average; a later call goes on."""
+    show = progress("unet", folder / "log.jsonl")
+    unet, run = recipe(folder, steps).retrain(blank(folder), works(folder), until=until, folder=folder / "unet-training", progress=show)
+    unet.save_pretrained(folder / "unet")
+    recipe(folder, steps, run.step).save(folder / "unet")
+
+
+def make_judge(folder: Path, until: int | None = None) -> None:
+    """Train two judges on the core works of every split, by fold, up to step `until`; a later call goes on."""
+    core = works(folder).where(lambda row: row["attributes"]["subset"] == "core")
+    titles, groups, styles = core.column("title"), core.column("group"), core.column("style")
+    folds = make_folds(titles, styles, SEED)
+    trained: list[Judge] = []
+    for fold in (0, 1):
+        target = folder / "judge" / str(fold)
+        if not (target / "judge.json").exists():
+            rows = [row for row, pair in enumerate(zip(titles, styles, strict=True)) if folds[pair] == fold]
+            named = [[column[row] for row in rows] for column in (titles, groups, styles)]
+            judge = judges.train(
+                core.take(rows).pixels(SIZE),
+                *named,
+                JUDGE,
+                seed=derive(SEED, "judge", fold),
+                folder=folder / f"judge-training-{fold}",
+                plan=f"{JUDGE!r} fold {fold}",
+                until=until,
+                progress=progress(f"judge-{fold}", folder / "log.jsonl"),
+            )
+            if judge is None:
+                continue
+            judge.save(target)
+        trained.append(Judge.load(target))
+    if len(trained) == 2:
+        both = CrossJudge(trained, folds, dict(zip(titles, groups, strict=True)))
+        both.save(folder / "judge")
+        report_judge(both, core, folder / "judge" / "accuracy.json")
+
+
+def report_judge(judge: CrossJudge, core: Works, path: Path) -> None:
+    """Write what the judges say of real works that they have not seen: the reference that ratios are taken to."""
+    images = torch.from_numpy(core.pixels(SIZE)).permute(0, 3, 1, 2) / 255
+    found = {}
+    for head, verdict in judge.score(images, core.column("title"), core.column("style")).items():
+        among_five = float(verdict.among_five[verdict.known].mean())
+        found[head] = {"accuracy": verdict.accuracy(), "among_five": among_five, "known": int(verdict.known.sum()), "of": len(core)}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found), file=sys.stderr)
+
+
+def _initialised(make, name: str):
+    """Build a module with initial weights that depend on the recipe's seed and `name` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(SEED, name))
+        return make()
+
+
+def main() -> None:
+    """Run the stages asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--stage", choices=["works", "vae", "clip", "unet", "judge"], action="append")
+    parser.add_argument(
+        "--steps", type=int, default=UNET.schedule.steps, help="steps of the UNet; a longer training shares its beginning with a shorter one"
+    )
+    parser.add_argument("--until", type=int, help="stop the UNet and the judges after this step; a later call goes on")
+    arguments = parser.parse_args()
+    torch.set_flush_denormal(True)
+    quiet()
+    stages = {
+        "works": works,
+        "vae": make_vae,
+        "clip": make_clip,
+        "unet": lambda folder: make_unet(folder, arguments.steps, arguments.until),
+        "judge": lambda folder: make_judge(folder, arguments.until),
+    }
+    for name in arguments.stage or stages:
+        stages[name](arguments.build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Turn BUILD into the package's zoo: model, works, judges, licences and the model card.
+
+python recipes/emoji/promote.py BUILD [--zoo src/assay/zoo]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import jinja2
+import torch
+from diffusers import UNet2DConditionModel
+
+from assay.training.recipe import Recipe
+from assay.works import Works
+from collect import CREATORS, PACKAGES
+from make import blank, works
+
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True, autoescape=False)
+STYLES = {"openmoji": "OpenMoji", "twemoji": "Twemoji", "noto": "Noto Emoji", "fluent": "Fluent Emoji"}
+TEXTS = {
+    "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "MIT": "https://opensource.org/license/mit",
+}
+
+
+def promote(build: Path, zoo: Path) -> None:
+    """Write the zoo anew from BUILD."""
+    model = zoo / "emoji64"
+    shutil.rmtree(zoo, ignore_errors=True)
+    zoo.mkdir(parents=True)
+    denoiser = blank(build)
+    denoiser.pipeline.unet = UNet2DConditionModel.from_pretrained(build / "unet")
+    denoiser.pipeline.to(torch.float16).save_pretrained(model)
+    recipe = Recipe.load(build / "unet")
+    recipe.save(model)
+    table = works(build)
+    (zoo / "works").mkdir()
+    half = len(table) // 2  # two files, because one would be too large for the tree; in order, because the digest depends on it
+    table.take(range(half)).write(zoo / "works" / "works-0.parquet")
+    table.take(range(half, len(table))).write(zoo / "works" / "works-1.parquet")
+    if (build / "judge").exists():
+        shutil.copytree(build / "judge", zoo / "judge", ignore=shutil.ignore_patterns("*training*", "*.part"))
+    (zoo / "LICENSES.md").write_text(licences(table))
+    (model / "README.md").write_text(card(recipe, table, build))
+
+
+def licences(table: Works) -> str:
+    """Name every set, its licence and its creators."""
+    sets = [
+        {
+            "name": STYLES[style],
+            "package": package,
+            "version": version,
+            "licence": licence,
+            "text": TEXTS[licence],
+            "by": CREATORS.get(style, "those below"),
+        }
+        for style, (package, version, licence) in PACKAGES.items()
+    ]
+    creators = sorted({name for name, style in zip(table.column("creator"), table.column("style")) if style == "openmoji" and name})
+    return TEMPLATES.get_template("licences.md").render(sets=sets, creators=creators)
+
+
+def card(recipe: Recipe, table: Works, build: Path) -> str:
+    """Write the model card: what it is, what it was trained on, how long, and where its figures are."""
+    last = {line["stage"]: line for line in map(json.loads, (build / "log.jsonl").read_text().splitlines())}
+    copies = table.column("copies")
+    return TEMPLATES.get_template("card.md").render(
+        recipe=recipe,
+        attention=" and ".join(f"{16 // 2**level}x{16 // 2**level}" for level, on in enumerate(recipe.unet.attention) if on),
+        works=len(table),
+        split={name: table.column("split").count(name) for name in ("member", "calibration", "holdout")},
+        core=sum(count > 0 for count in copies),
+        exposures=sum(copies),
+        stages=list(last.values()),
+    )
+
+
+def main() -> None:
+    """Read the arguments and promote."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[2] / "src/assay/zoo")
+    arguments = parser.parse_args()
+    promote(arguments.build, arguments.zoo)
+
+
+if __name__ == "__main__":
+    main()

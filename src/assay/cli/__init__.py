@@ -1,0 +1,1 @@
+"""The command line: a thin, lazy shell around the functions of `assay.verbs`."""

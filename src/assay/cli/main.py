@@ -1,0 +1,352 @@
+"""The `assay` command: options, errors and exit codes. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.resources import files
+from typing import Any
+
+import click
+
+from assay import settings as method_settings
+from assay.cli.progress import Display
+from assay.errors import AssayError, NoRoom
+
+VERBS = {"erase": "erasure", "audit": "memorization"}
+
+
+def methods(subject: str | None = None) -> list[dict[str, Any]]:
+    """Read the table of methods, all or of one subject."""
+    table = json.loads((files("assay") / "methods.json").read_text())
+    return [row for row in table if subject in (None, row["subject"], row["verb"])]
+
+
+class MethodCommand(click.Command):
+    """A command whose options include the settings of the method named by `--method`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Add the named method's settings as options, then parse."""
+        name = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--method"), None)
+        name = next((arg.partition("=")[2] for arg in args if arg.startswith("--method=")), name)
+        row = next((row for row in methods(VERBS[self.name or ""]) if row["name"] == name), None)
+        kept = [param for param in self.params if not isinstance(param, SettingOption)]
+        self.params = kept + [SettingOption(field) for field in method_settings.read(row["module"]).fields] if row else kept
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the method's settings in a section of their own."""
+        own = [param for param in self.params if isinstance(param, SettingOption)]
+        self.params = [param for param in self.params if not isinstance(param, SettingOption)]
+        super().format_options(ctx, formatter)
+        if own:
+            with formatter.section("Settings of the method"):
+                formatter.write_dl([(f"--{option.field.name.replace('_', '-')}", f"{option.field.help} [{option.field.default}]") for option in own])
+        else:
+            names = ", ".join(row["name"] for row in methods(VERBS[self.name or ""]))
+            formatter.write(f"\n  `assay {self.name} --method NAME --help` shows a method's own settings. Methods: {names}.\n")
+        self.params += own
+
+
+class SettingOption(click.Option):
+    """An option made from a field of a method's settings."""
+
+    def __init__(self, field: method_settings.SettingField) -> None:
+        """Name the option after the field."""
+        self.field = field
+        super().__init__([f"--{field.name.replace('_', '-')}", f"setting_{field.name}"], help=field.help)
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Parse the text as the field's type."""
+        return None if value is None else self.field.parse(value)
+
+
+def shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every command has."""
+    for option in reversed([
+        click.option("--out", type=click.Path(), help="Folder to write to; an interrupted command resumes there.  [default: assay-out/COMMAND]"),
+        click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."),
+        click.option("--quiet", is_flag=True, help="No talk on stderr."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
+        click.option("--device", default="cpu", show_default=True, help="A torch device: cpu, cuda, mps."),
+        click.option("--dry-run", is_flag=True, help="Print the plan with passes, time and memory; do nothing."),
+        click.option("--fail-on", multiple=True, metavar="METRIC>VALUE", help="Exit with 3 if the record meets this; repeatable."),
+    ]):
+        command = option(command)
+    return command
+
+
+patch_option = click.option("--patch", "patches", multiple=True, metavar="P[:SCALE]", help="Patch file or folder, with a scale; repeatable.")
+model_argument = click.argument("model", default="emoji64")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="assay")
+def cli() -> None:
+    """What did a text-to-image model memorise, can it be taken out, and at what cost?
+
+    MODEL is emoji64 (built in), a diffusers folder, or a hub id. Exit codes: 0 done, 1 a bug of assay, 2 something to mend (one paragraph says
+    what), 3 a --fail-on was met, 130 interrupted.
+    """
+
+
+@cli.command()
+@model_argument
+@click.option("--prompt", help="One prompt.")
+@click.option("--prompts", type=click.Path(), help='JSONL of {"id", "prompt", "negative"?, "seed"?}.')
+@click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="Images per prompt.")
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="DDIM steps.")
+@click.option("--guidance", type=float, default=4.0, show_default=True, help="Scale of classifier-free guidance.")
+@patch_option
+@shared
+def generate(**options: Any) -> None:
+    """Generate images from prompts, with or without patches.
+
+    Example: assay generate --prompt "cat face, noto style" --images 4
+    """
+    run_verb("generate", options)
+
+
+@cli.command(cls=MethodCommand)
+@model_argument
+@click.option("--method", required=True, help="How: see `assay methods erase`.")
+@click.option("--concept", required=True, help="What to take out.")
+@click.option("--kind", type=click.Choice(["style", "object", "work", "free"]), help="What the concept is; guessed for works known to assay.")
+@click.option("--anchor", help="What takes its place; the nearest concept by default.")
+@click.option("--preserve", multiple=True, help="What must stay; repeatable.")
+@click.option("--preset", help="A named set of settings: paper or small.  [default: small for the built-in model, else paper]")
+@click.option("--works", type=click.Path(), help="Works that say which styles and titles there are.  [default: those of the built-in model]")
+@patch_option
+@shared
+def erase(**options: Any) -> None:
+    """Take a concept, style or work out of a model; the result is a patch.
+
+    Example: assay erase --method uce --concept twemoji --kind style
+    """
+    run_verb("erase", options)
+
+
+@cli.command(cls=MethodCommand)
+@model_argument
+@click.option("--works", type=click.Path(), help="The works to look for.  [default: those of the built-in model]")
+@click.option("--method", required=True, help="How: see `assay methods audit`.")
+@click.option("--preset", help="A named set of settings: paper or small.  [default: small]")
+@patch_option
+@shared
+def audit(**options: Any) -> None:
+    """Find out what a model memorised of a set of works.
+
+    Example: assay audit --method nearest
+    """
+    run_verb("audit", options)
+
+
+@cli.command()
+@model_argument
+@click.option("--prompts", type=click.Path(), help="JSONL of prompts.  [default: a balanced set from the works]")
+@click.option("--concept", help="The concept whose presence is the target.")
+@click.option("--kind", type=click.Choice(["style", "object"]), help="What the concept is.")
+@click.option("--against", help="The model to compare with.  [default: MODEL without patches]")
+@click.option("--works", type=click.Path(), help="Works that say which styles and titles there are.")
+@click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="Images per prompt.")
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="DDIM steps.")
+@click.option("--guidance", type=float, default=4.0, show_default=True, help="Scale of classifier-free guidance.")
+@patch_option
+@shared
+def evaluate(**options: Any) -> None:
+    """Measure what a model with patches can still do: target, neighbours, everything else, and its distance from the base.
+
+    Example: assay evaluate --concept twemoji --patch assay-out/erase
+    """
+    run_verb("evaluate", options)
+
+
+@cli.group()
+def works() -> None:
+    """Import works, describe them, find near-duplicates."""
+
+
+@works.command("import")
+@click.argument("source", type=click.Path())
+@click.option("--license", "licence", help="Licence of works that declare none.")
+@click.option("--creator", help="Creator of works that declare none.")
+@click.option("--size", type=click.IntRange(16), help="Scale and cut images to this side in pixels.")
+@shared
+def works_import(**options: Any) -> None:
+    """Import works from a folder with captions, JSONL, CSV or Parquet.
+
+    Example: assay works import my-art/ --license CC-BY-4.0 --out my-works
+    """
+    run_verb("works_import", options)
+
+
+@works.command("info")
+@click.argument("path", required=False, type=click.Path())
+@shared
+def works_info(**options: Any) -> None:
+    """Describe works: splits, styles, creators, licences."""
+    run_verb("works_info", options)
+
+
+@works.command("duplicates")
+@click.argument("path", required=False, type=click.Path())
+@click.option("--threshold", type=float, default=0.05, show_default=True, help="Largest root mean square difference of 16x16 thumbnails.")
+@shared
+def works_duplicates(**options: Any) -> None:
+    """Find near-duplicate works."""
+    run_verb("works_duplicates", options)
+
+
+@cli.group()
+def patch() -> None:
+    """Describe, combine, fuse and export patches."""
+
+
+@patch.command("info")
+@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@shared
+def patch_info(**options: Any) -> None:
+    """Show what patches are."""
+    run_verb("patch_info", options)
+
+
+@patch.command("add")
+@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@shared
+def patch_add(**options: Any) -> None:
+    """Make one patch that does what several do."""
+    run_verb("patch_add", options)
+
+
+@patch.command("scale")
+@click.argument("paths", nargs=1, required=True, type=click.Path())
+@click.option("--by", type=float, required=True, help="Factor; -1 negates.")
+@shared
+def patch_scale(**options: Any) -> None:
+    """Scale or negate a patch."""
+    run_verb("patch_scale", options)
+
+
+@patch.command("fuse")
+@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@click.option("--model", default="emoji64", show_default=True, help="The base model.")
+@click.option("--force", is_flag=True, help="Even if a patch was made for another base.")
+@shared
+def patch_fuse(**options: Any) -> None:
+    """Write model and patches as one plain diffusers folder."""
+    run_verb("patch_fuse", options)
+
+
+@patch.command("export-lora")
+@click.argument("paths", nargs=1, required=True, type=click.Path())
+@shared
+def patch_export_lora(**options: Any) -> None:
+    """Write a low-rank patch as a LoRA file for diffusers."""
+    run_verb("patch_export_lora", options)
+
+
+@cli.command("methods")
+@click.argument("subject", required=False)
+@shared
+def methods_command(**options: Any) -> None:
+    """List methods, and on which models they work."""
+    run_verb("methods", options)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@click.option("--verify", is_flag=True, help="Check every file against the signed manifest.")
+@click.option("--key", type=click.Path(), help="The signer's public key, for --verify.")
+@shared
+def report(**options: Any) -> None:
+    """Write report.html from the records in a folder, or verify a signed folder.
+
+    Example: assay report assay-out --verify --key public.pem
+    """
+    run_verb("report", options)
+
+
+@cli.command()
+@model_argument
+@click.option("--works", type=click.Path(), help="The works to look for.  [default: those of the built-in model]")
+@click.option("--plan", type=click.Path(), help="TOML file that overrides the plan's numbers.")
+@shared
+def run(**options: Any) -> None:
+    """Assay a model: works, duplicates, memorisation, erasure, quality, and one signed report.
+
+    Example: assay run
+    """
+    run_verb("run", options)
+
+
+def run_verb(verb: str, options: dict[str, Any]) -> None:
+    """Call the function of a command, show its outcome, and leave with its exit code."""
+    as_json, quiet, fail_on = options.pop("as_json"), options.pop("quiet"), options.pop("fail_on")
+    display = Display(quiet)
+    with contextlib.redirect_stdout(sys.stderr):
+        call = import_module("assay.verbs.commands").COMMANDS[verb]
+        outcome = call(display=display, **options)
+        conditions = import_module("assay.jobs.outcome").failed(outcome.record, fail_on)
+    if as_json:
+        click.echo(outcome.to_json())
+    else:
+        for finding in outcome.record.findings if outcome.record else []:
+            display.say(f"- {finding}")
+        for text in outcome.extra.get("lines", []):
+            click.echo(text)
+        if outcome.out is not None and outcome.record is not None:
+            click.echo(str(outcome.out / "record.json"))
+        for command in outcome.next:
+            display.say(f"next: {command}")
+    if conditions:
+        display.say(f"failed on {', '.join(conditions)}")
+        sys.exit(3)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the console script.
+
+    Raises:
+        OSError: for any reason but a full or read-only disk, which is a bug.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers talks while it is imported
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
+    try:
+        cli.main(arguments, standalone_mode=False)
+    except AssayError as error:
+        _fail(as_json, type(error).__name__, error.message, error.hint)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        usage = f"See `{context.command_path} --help`." if context else "See `assay --help`."
+        _fail(as_json, "Misconfigured", error.format_message(), usage)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; the same command goes on from here\n")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        full = NoRoom(
+            f"{error.filename or 'The output'} cannot be written: {error.strerror}.", "Free some space, or choose another folder with `--out`."
+        )
+        _fail(as_json, "NoRoom", full.message, full.hint)
+
+
+def _fail(as_json: bool, kind: str, message: str, hint: str) -> None:
+    if as_json:
+        click.echo(import_module("assay.jobs.outcome").error_json(kind, message, hint))
+    sys.stderr.write(f"error: {message} {hint}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+"""The one view over any diffusers text-to-image pipeline; all mathematics of assay goes through it.
+
+Letters, as in Ho et al. 2020 and Song et al. 2021: x_t = a_t x_0 + s_t e with a_t = sqrt(alphas_cumprod[t]) and s_t = sqrt(1 - alphas_cumprod[t]);
+the velocity is v = a_t e - s_t x_0 (Salimans and Ho 2022, App. D).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from PIL import Image
+
+from assay.errors import BadInput, Misconfigured, Missing, Unsupported
+from assay.families import family_of, refuse_unknown
+from assay.families.sd import Conditioning
+from assay.guidance import Predictions, Rule
+from assay.noise import normal
+
+View = Literal["epsilon", "x0", "v"]
+BUILT_IN = ("emoji64",)
+GROUPS = ("cross_attention.kv", "cross_attention", "not_cross_attention", "attention", "unet", "text_encoder", "token_embeddings", "decoder")
+
+
+class Denoiser:
+    """A text-to-image pipeline seen as mathematics.
+
+    Args:
+        pipeline: a loaded pipeline of a supported family.
+        name: what to call it in records.
+
+    """
+
+    def __init__(self, pipeline: Any, name: str = "model") -> None:
+        """Freeze the weights and take over the noise schedule.
+
+        Raises:
+            Unsupported: the scheduler's prediction type is not supported.
+        """
+        self.pipeline = pipeline
+        self.family = family_of(pipeline)
+        self.name = name
+        for module in self.family.components.values():
+            module.eval().requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.scheduler: Any = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
+        self.native: str = self.scheduler.config.prediction_type
+        if self.native not in ("epsilon", "v_prediction"):
+            raise Unsupported(f"{name} predicts `{self.native}`.", "Models that predict epsilon or v are supported.")
+        self.view: View = "epsilon" if self.native == "epsilon" else "v"
+        self.replaced: dict[str, torch.Tensor] = {}  # weights as loaded, of the tensors that patches have changed
+        self.rules: list[Rule] = []
+        self.passes = 0
+        self._cache: dict[str, Conditioning] = {}
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        """The network that denoises."""
+        return self.pipeline.unet
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pipeline.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return self.pipeline.unet.dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape of one latent: (c, h, w)."""
+        side = self.pipeline.unet.config.sample_size
+        return self.pipeline.unet.config.in_channels, side, side
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image in pixels."""
+        return self.latent_shape[1] * self.pipeline.vae_scale_factor
+
+    @cached_property
+    def alphas_cumprod(self) -> torch.Tensor:
+        """alpha-bar of every timestep: float32, (timesteps,)."""
+        return self.scheduler.alphas_cumprod.to(self.device)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every tensor that a patch can change, by name: COMPONENT.PARAMETER."""
+        return {f"{part}.{name}": tensor for part, module in self.family.components.items() for name, tensor in module.named_parameters()}
+
+    def group(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the weights of a named group.
+
+        Args:
+            name: one of `GROUPS`. `not_cross_attention` is the UNet's linear and convolution layers outside cross-attention.
+
+        Raises:
+            Unsupported: the group is unknown, or empty in this model.
+        """
+        if name not in GROUPS:
+            raise Unsupported(f"There is no weight group `{name}`.", f"Choose one of {', '.join(GROUPS)}.")
+        found = {key: tensor for key, tensor in self.weights().items() if self._in_group(key, tensor, name)}
+        if not found:
+            raise Unsupported(f"{self.name} has no weights in the group `{name}`.", "Choose another group.")
+        return found
+
+    def _in_group(self, key: str, tensor: torch.Tensor, name: str) -> bool:
+        unet, cross = key.startswith("unet."), ".attn2." in key
+        return {
+            "cross_attention.kv": unet and cross and (".to_k." in key or ".to_v." in key),
+            "cross_attention": unet and cross,
+            "not_cross_attention": unet and not cross and tensor.ndim in (2, 4),
+            "attention": unet and (cross or ".attn1." in key),
+            "unet": unet,
+            "text_encoder": key.startswith("text_encoder") and not key.endswith("token_embedding.weight"),
+            "token_embeddings": key.endswith("token_embedding.weight"),
+            "decoder": key.startswith(("vae.decoder.", "vae.post_quant_conv.")),
+        }[name]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the fp32 bytes of every weight as loaded (patches do not count), its name and the noise schedule."""
+        schedule = self.scheduler.config
+        about = [self.native, schedule.timestep_spacing, schedule.steps_offset, schedule.set_alpha_to_one, tensor_digest(self.alphas_cumprod)]
+        total = hashlib.sha256(json.dumps(about).encode())
+        for key, tensor in sorted((self.weights() | self.replaced).items()):
+            total.update(f"{key}:{tensor_digest(tensor)}".encode())
+        return total.hexdigest()
+
+    @torch.no_grad()
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts without gradients; every distinct prompt is encoded once. The empty prompt is encoded as guidance does."""
+        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._cache))
+        if "" in new:
+            self._cache[""] = self.family.unconditional(1)
+            new.remove("")
+        for start in range(0, len(new), 128):
+            batch = self.family.encode(self.family.tokenize(new[start : start + 128]))
+            self._cache |= {prompt: batch[[row]] for row, prompt in enumerate(new[start : start + 128])}
+        return Conditioning.cat([self._cache[prompt] for prompt in prompts])
+
+    def forget_text(self) -> None:
+        """Drop cached encodings: call after a text encoder has changed."""
+        self._cache.clear()
+
+    @torch.no_grad()
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images (b, 3, h, w) in [0, 1] to the means of their latents: (b, c, h/f, w/f), scaled as the UNet expects."""
+        vae = self.pipeline.vae
+        mean = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mean
+        return (mean.float() - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+
+    def images(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode latents (b, c, h, w) to images in [0, 1]: (b, 3, h * f, w * f), float32."""
+        vae = self.pipeline.vae
+        plain = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        return (vae.decode(plain.to(vae.device, vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def scales(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a_t and s_t for timesteps (b,), shaped to multiply latents: (b, 1, 1, 1) each."""
+        alpha = self.alphas_cumprod[t.to(self.device)][:, None, None, None]
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def noised(self, clean: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return x_t for clean latents, timesteps (b,) and noise."""
+        a, s = self.scales(t)
+        return a * clean + s * noise
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, view: View = "epsilon") -> torch.Tensor:
+        """Predict from noisy latents.
+
+        Args:
+            x_t: noisy latents: (b, c, h, w).
+            t: timesteps: int64, (b,).
+            conditioning: of batch b.
+            view: what to return, whatever the network was trained to predict.
+
+        Returns:
+            Epsilon, x0 or v: float32, (b, c, h, w).
+        """
+        self.passes += len(x_t)
+        raw = self.unet(x_t.to(self.dtype), t.to(self.device), **self.family.unet_inputs(conditioning), return_dict=False)[0].float()
+        if view == self.view:
+            return raw
+        a, s = self.scales(t)
+        if self.native == "epsilon":
+            clean = (x_t - s * raw) / a
+            return clean if view == "x0" else a * raw - s * clean
+        return a * x_t - s * raw if view == "x0" else a * raw + s * x_t
+
+    def loss(self, clean: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """Return the denoising loss of every sample against the network's own target, with given noise: float32, (b,)."""
+        a, s = self.scales(t)
+        target = noise if self.view == "epsilon" else a * noise - s * clean
+        return (self.predict(self.noised(clean, t, noise), t, conditioning, self.view) - target).square().mean((1, 2, 3))
+
+    def timesteps(self, steps: int) -> torch.Tensor:
+        """Return the sampler's timesteps, noisy to clean: int64, (steps,)."""
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(steps)
+        return scheduler.timesteps
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str] | Conditioning,
+        seeds: Sequence[int],
+        *,
+        steps: int = 20,
+        guidance: float = 4.0,
+        negative: Sequence[str] | None = None,
+        eta: float = 0.0,
+        stop: int | None = None,
+        batch: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> torch.Tensor:
+        """Sample latents by DDIM (Song et al. 2021, Eq. 12).
+
+        Args:
+            prompts: one per image, or their conditioning.
+            seeds: one per image; an image's noise depends on its own seed alone.
+            steps: DDIM steps.
+            guidance: scale of classifier-free guidance; 1 samples without.
+            negative: negative prompts, one per image.
+            eta: 0 is deterministic, 1 adds DDPM's noise.
+            stop: leave off after this many steps and return x_t of the next timestep.
+            batch: images a pass.
+            progress: called with images done and images in all.
+
+        Returns:
+            Latents: float32, (n, c, h, w).
+
+        Raises:
+            Misconfigured: there is not one prompt, and one negative prompt if any, for each seed.
+        """
+        if len(prompts) != len(seeds) or len(seeds if negative is None else negative) != len(seeds):
+            raise Misconfigured(
+                f"There are {len(seeds)} seeds for {len(prompts)} prompts.", "Give one seed, and one negative prompt or none, for each prompt."
+            )
+        done = []
+        for start in range(0, len(seeds), batch):
+            rows = slice(start, start + batch)
+            conditioning = prompts[rows] if isinstance(prompts, Conditioning) else self.conditioning(prompts[rows])
+            away = None if negative is None else list(negative[rows])
+            done.append(self._sample_batch(conditioning, seeds[rows], steps, guidance, away, eta, stop))
+            if progress:
+                progress(min(start + batch, len(seeds)), len(seeds))
+        return torch.cat(done) if done else torch.empty(0, *self.latent_shape)
+
+    def _sample_batch(
+        self, conditioning: Conditioning, seeds: Sequence[int], steps: int, guidance: float, negative: list[str] | None, eta: float, stop: int | None
+    ) -> torch.Tensor:
+        count = len(seeds)
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(steps)
+        draws = normal((steps + 1 if eta else 1, *self.latent_shape), seeds).to(self.device)
+        x = draws[:, 0] * scheduler.init_noise_sigma
+        parts = [conditioning]
+        rule = self.rules[-1] if self.rules else Rule("classifier_free")
+        if guidance != 1 or self.rules:
+            parts.append(self.conditioning(negative) if negative else self.conditioning([""]).expand(count))
+        if rule.prompt:
+            parts.append(self.conditioning([rule.prompt]).expand(count))
+        joined = Conditioning.cat(parts)
+        for index, t in enumerate(scheduler.timesteps[:stop]):
+            times = torch.full((count * len(parts),), int(t), device=self.device)
+            raw = self.predict(x.repeat(len(parts), 1, 1, 1), times, joined, self.view).chunk(len(parts))
+            combined = raw[0]
+            if len(parts) > 1:
+                combined = rule.combine(Predictions(raw[1], raw[0], raw[-1] if rule.prompt else raw[1], index, steps), guidance)
+            x = scheduler.step(combined, t, x, eta=eta, variance_noise=draws[:, index + 1] if eta else None).prev_sample
+        return x
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 32, **options: Any) -> torch.Tensor:
+        """Sample and decode: images in [0, 1], float32, (n, 3, h, w). Options are those of `sample`."""
+        latents = self.sample(prompts, seeds, batch=batch, **options)
+        if not len(latents):
+            return torch.empty(0, 3, self.image_size, self.image_size)
+        with torch.no_grad():
+            return torch.cat([self.images(latents[start : start + batch]) for start in range(0, len(latents), batch)])
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Return the SHA-256 of a tensor's fp32 bytes in hexadecimal."""
+    return hashlib.sha256(tensor.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def to_pictures(images: torch.Tensor) -> list[Image.Image]:
+    """Turn images (n, 3, h, w) in [0, 1] into Pillow images, rounding to the nearest of 256 levels."""
+    array = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(row) for row in array]
+
+
+def locate(model: str | Path) -> str:
+    """Return where a model is: a built-in name, a folder or a hub id.
+
+    Raises:
+        Missing: it looks like a folder but there is none, or a built-in model is not installed.
+        BadInput: the folder is no pipeline.
+        Unsupported: the folder is a pipeline of a family that is not supported.
+    """
+    text = str(model)
+    path = Path(str(files("assay") / "zoo" / text)) if text in BUILT_IN else Path(text)
+    if path.is_dir():
+        index = path / "model_index.json"
+        if not index.exists():
+            raise BadInput(f"{text} is no pipeline: it has no model_index.json.", "Give a folder saved by diffusers' `save_pretrained`.")
+        try:
+            name = str(dict(json.loads(index.read_text(encoding="utf-8"))).get("_class_name", "?"))
+        except (OSError, ValueError, TypeError) as error:
+            raise BadInput(f"{index} is damaged: {error}.", "Save or download the pipeline anew.") from error
+        refuse_unknown(name)
+        return str(path)
+    if text in BUILT_IN:
+        raise Missing(f"The built-in model {text} is not installed.", "Install assay from its wheel, or make the model with `recipes/emoji/make.py`.")
+    if text.startswith((".", "/", "~")) or text.count("/") != 1 or path.exists():
+        raise Missing(f"There is no model at {text}.", f"Give a folder, a hub id such as `owner/name`, or {', '.join(BUILT_IN)}.")
+    return text
+
+
+def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dtype | None = None) -> Denoiser:
+    """Load a model.
+
+    Args:
+        model: `emoji64`, a diffusers folder, or a hub id.
+        device: a torch device.
+        dtype: of the weights; by default float32 on every device, so that a patch fits its base wherever it was made, and methods that train can.
+
+    Returns:
+        The denoiser.
+
+    Raises:
+        Missing: there is no such model.
+        BadInput: the folder is no pipeline, or its weights are damaged.
+        Unsupported: the pipeline's family, its prediction type or the device is not supported.
+    """
+    where = locate(model)
+    quiet()
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise Unsupported(f"The device `{device}` cannot be used: {str(error).splitlines()[0]}.", "Choose another with `--device`.") from error
+    dtype = dtype or torch.float32
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` has a new name in the newest diffusers only
+            pipeline = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype, use_safetensors=True, local_files_only=Path(where).is_dir())
+    except Exception as error:  # diffusers raises whatever its loaders meet: OSError, ValueError, SafetensorError, KeyError, RuntimeError...
+        if isinstance(error, MemoryError):
+            raise
+        kind = BadInput if Path(where).is_dir() else Missing
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise kind(f"{model} cannot be loaded: {why}.", "Its files may be damaged or incomplete; save or download it anew.") from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(target)
+    return Denoiser(pipeline, Path(str(model)).name)
+
+
+def quiet() -> None:
+    """Keep diffusers and transformers from printing bars and loading reports."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    for name in ("transformers", "diffusers"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,126 @@
+"""A judge for any works, without training: the nearest class mean in the fixed feature space, the real work of what is judged left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from assay.errors import Misconfigured
+from assay.evaluation.features import DIGEST, SIZE, fixed_features
+from assay.judge import HEADS, Verdict, verdict
+
+FAR = 1e30
+Pair = tuple[str | None, str | None]
+
+
+class WorksLike(Protocol):
+    """What is read of the works."""
+
+    def column(self, name: str) -> list[Any]:
+        """Return one column."""
+        ...
+
+    def pixels(self, size: int) -> np.ndarray:
+        """Decode every image to `size`: uint8, (n, size, size, 3)."""
+        ...
+
+
+class CentroidJudge:
+    """Nearest class mean over styles, titles and groups of at least two works; blind to the real works of the title and style it judges.
+
+    Args:
+        works: at least two.
+    """
+
+    name = "centroid-judge"
+
+    def __init__(self, works: WorksLike) -> None:
+        """Take the class means.
+
+        Raises:
+            Misconfigured: there are fewer than two works.
+        """
+        self.labels: dict[str, list[str | None]] = {head: list(works.column(head)) for head in HEADS}
+        if len(self.labels["style"]) < 2:
+            raise Misconfigured(f"A judge needs at least two works; got {len(self.labels['style'])}.", "Import more works.")
+        plain = fixed_features(torch.from_numpy(works.pixels(SIZE)).permute(0, 3, 1, 2) / 255).astype(np.float64)
+        self.mean = plain.mean(0)
+        self.deviation = plain.std(0) + 0.1 * plain.std()
+        self.rows = (plain - self.mean) / self.deviation
+        self.pairs: list[Pair] = list(zip(self.labels["title"], self.labels["style"], strict=True))
+        self.group_of = {title: group for title, group in zip(self.labels["title"], self.labels["group"], strict=True) if title is not None}
+        self.works_of: dict[Pair, list[int]] = {}
+        for row, pair in enumerate(self.pairs):
+            self.works_of.setdefault(pair, []).append(row)
+        self.classes = {head: _classes(self.labels[head]) for head in HEADS}
+        self.sums = {head: self._sums(head) for head in HEADS}
+        self.counts = {head: np.array([self.labels[head].count(name) for name in self.classes[head]]) for head in HEADS}
+
+    def _sums(self, head: str) -> np.ndarray:
+        place = {name: index for index, name in enumerate(self.classes[head])}
+        found = np.zeros((len(place), self.rows.shape[1]))
+        rows = [row for row, label in enumerate(self.labels[head]) if label in place]
+        np.add.at(found, [place[str(self.labels[head][row])] for row in rows], self.rows[rows])
+        return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the feature space, the works' features and their names."""
+        total = hashlib.sha256(f"centroid 1 {DIGEST} {self.labels}".encode())
+        total.update(np.round(self.rows, 3).tobytes())
+        return total.hexdigest()
+
+    def features(self, images: torch.Tensor) -> np.ndarray:
+        """Return standardised fixed features of images (n, 3, h, w) in [0, 1]: float32, (n, d), rows of norm 1."""
+        rows = self._standardised(images)
+        return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+    def _standardised(self, images: torch.Tensor) -> np.ndarray:
+        return (fixed_features(images) - self.mean) / self.deviation
+
+    def score(self, images: torch.Tensor, titles: Sequence[str | None], styles: Sequence[str | None]) -> dict[str, Verdict]:
+        """Judge images by what each was meant to show: head -> verdict. The real works of that title and style are left out of every mean."""
+        return self._judge(self._standardised(images), list(zip(titles, styles, strict=True)))
+
+    def own_accuracy(self) -> dict[str, float | None]:
+        """Return the leave-one-out accuracy by head on the works it was made of; None where no class can be named."""
+        return {head: found.accuracy() for head, found in self._judge(self.rows, self.pairs).items()}
+
+    def _judge(self, rows: np.ndarray, pairs: list[Pair]) -> dict[str, Verdict]:
+        truth = {
+            "title": [pair[0] for pair in pairs],
+            "group": [self.group_of.get(pair[0] or "") for pair in pairs],
+            "style": [pair[1] for pair in pairs],
+        }
+        return {head: self._name(head, rows, truth[head], pairs) for head in HEADS}
+
+    def _name(self, head: str, rows: np.ndarray, truth: list[str | None], pairs: list[Pair]) -> Verdict:
+        classes = self.classes[head]
+        if not classes:
+            return Verdict(*(np.zeros(len(rows), kind) for kind in (bool, bool, bool, np.float64)))
+        place = {name: index for index, name in enumerate(classes)}
+        sums, counts = self.sums[head], self.counts[head]
+        means = sums / counts[:, None]
+        distances = (rows**2).sum(1)[:, None] + (means**2).sum(1) - 2 * rows @ means.T
+        known = np.ones(len(rows), bool)
+        for index, pair in enumerate(pairs):
+            own = [row for row in self.works_of.get(pair, []) if self.labels[head][row] in place]
+            for name in {str(self.labels[head][row]) for row in own}:
+                column, same = place[name], [row for row in own if self.labels[head][row] == name]
+                left = counts[column] - len(same)
+                mean = (sums[column] - self.rows[same].sum(0)) / max(1, left)
+                distances[index, column] = ((rows[index] - mean) ** 2).sum() if left else FAR
+                known[index] &= left > 0 or name != truth[index]
+        likelihood = np.exp((distances.min(1, keepdims=True) - distances) / rows.shape[1])
+        found = verdict(likelihood / likelihood.sum(1, keepdims=True), classes, truth)
+        return Verdict(found.known & known, found.right & known, found.among_five & known, np.where(known, found.probability, 0.0))
+
+
+def _classes(labels: Sequence[str | None]) -> list[str]:
+    counts = Counter(label for label in labels if label is not None)
+    return sorted(name for name, count in counts.items() if count >= 2)

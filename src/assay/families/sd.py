@@ -1,0 +1,115 @@
+"""Stable Diffusion 1.x and 2.x, epsilon and v: one CLIP text encoder, one UNet, one AutoencoderKL."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told about each image of a batch; opaque outside the families.
+
+    Args:
+        states: encoder states for cross-attention: (b, tokens, width).
+        extra: further inputs of the UNet by name, first axis b.
+    """
+
+    states: torch.Tensor
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the batch size."""
+        return len(self.states)
+
+    def __getitem__(self, rows: slice | Sequence[int] | torch.Tensor) -> Conditioning:
+        """Return some rows of the batch."""
+        index = rows if isinstance(rows, slice | torch.Tensor) else torch.as_tensor(rows, device=self.states.device)
+        return Conditioning(self.states[index], {name: tensor[index] for name, tensor in self.extra.items()})
+
+    @classmethod
+    def cat(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """Join batches."""
+        return cls(torch.cat([part.states for part in parts]), {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra})
+
+    def expand(self, count: int) -> Conditioning:
+        """Repeat a batch of one `count` times without copying."""
+        return Conditioning(
+            self.states.expand(count, *self.states.shape[1:]), {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.extra.items()}
+        )
+
+
+class StableDiffusion:
+    """Adapter of `StableDiffusionPipeline`.
+
+    Args:
+        pipeline: the loaded pipeline.
+    """
+
+    name = "sd"
+
+    def __init__(self, pipeline: Any) -> None:
+        """Keep the pipeline."""
+        self.pipeline = pipeline
+
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        """The modules that hold weights, by the name that prefixes their tensors."""
+        return {"unet": self.pipeline.unet, "text_encoder": self.pipeline.text_encoder, "vae": self.pipeline.vae}
+
+    @property
+    def encoders(self) -> list[tuple[Any, Any]]:
+        """Pairs of tokenizer and text encoder."""
+        return [(self.pipeline.tokenizer, self.pipeline.text_encoder)]
+
+    def tokenize(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """Turn prompts into token ids, one tensor (b, tokens) per text encoder."""
+        ids = []
+        for tokenizer, encoder in self.encoders:
+            length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+            batch = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+            ids.append(batch.input_ids.to(encoder.device))
+        return ids
+
+    def embed(self, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Look up the token embeddings of ids, one tensor (b, tokens, width) per text encoder."""
+        return [encoder.get_input_embeddings()(tokens) for (_, encoder), tokens in zip(self.encoders, ids, strict=True)]
+
+    def encode(self, ids: Sequence[torch.Tensor], embeddings: Sequence[torch.Tensor] | None = None) -> Conditioning:
+        """Encode token ids, or given input embeddings in their place; gradients flow.
+
+        Args:
+            ids: from `tokenize`; with `embeddings` they still say where the end token is.
+            embeddings: replaces the looked-up token embeddings, as from `embed`.
+
+        Returns:
+            The conditioning of the batch.
+        """
+        (_, encoder), *_ = self.encoders
+        with feeding(encoder, None if embeddings is None else embeddings[0]):
+            return Conditioning(encoder(ids[0]).last_hidden_state)
+
+    def unconditional(self, count: int) -> Conditioning:
+        """Encode the empty prompt as the pipeline's guidance does."""
+        return self.encode(self.tokenize([""])).expand(count)
+
+    def unet_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
+        """Return the UNet's keyword arguments for a conditioning."""
+        return {"encoder_hidden_states": conditioning.states}
+
+
+@contextmanager
+def feeding(encoder: Any, embeddings: torch.Tensor | None) -> Generator[None, None, None]:
+    """While active, the encoder's token embedding returns `embeddings` instead of looking tokens up."""
+    if embeddings is None:
+        yield
+        return
+    handle = encoder.get_input_embeddings().register_forward_hook(lambda *_: embeddings)
+    try:
+        yield
+    finally:
+        handle.remove()

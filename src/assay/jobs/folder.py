@@ -1,0 +1,71 @@
+"""`OutFolder`: a folder that belongs to one plan, so that running the same command again goes on, and another command is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from assay.errors import Mismatch, NoRoom
+from assay.record import digest_of, write_atomically
+
+
+class OutFolder:
+    """The folder a command writes to.
+
+    Args:
+        path: the folder; made if absent.
+        plan: all that the result depends on, as JSON-able data.
+
+    Raises:
+        Mismatch: the folder holds something else.
+        NoRoom: it cannot be written, or less than 64 MB are free.
+    """
+
+    def __init__(self, path: str | Path, plan: dict[str, Any]) -> None:
+        """Take up the folder, or make it.
+
+        Raises:
+            NoRoom: less than 64 MB are free.
+        """
+        self.path = Path(path)
+        self.plan = json.loads(json.dumps(plan, default=str))
+        self.digest = digest_of(self.plan)
+        self.check(self.path, self.plan)
+        write_atomically(self.path / "plan.json", (json.dumps(self.plan, indent=1) + "\n").encode())
+        for left in self.path.rglob("*.part"):  # of a run that was killed
+            left.unlink() if left.is_file() else shutil.rmtree(left)
+        if shutil.disk_usage(self.path).free < 64 * 2**20:
+            raise NoRoom(f"Less than 64 MB are free at {self.path}.", "Free some space, or choose another folder with `--out`.")
+
+    @staticmethod
+    def check(path: Path, plan: dict[str, Any]) -> None:
+        """Raise if the folder cannot take this plan; write nothing.
+
+        Raises:
+            Mismatch: the folder holds something else.
+        """
+        if path.exists() and not path.is_dir():
+            raise Mismatch(f"{path} is a file.", "Choose a folder with `--out`.")
+        if not path.exists() or not any(path.iterdir()):
+            return
+        try:
+            known = json.loads((path / "plan.json").read_text())
+        except (OSError, ValueError) as error:
+            raise Mismatch(f"{path} is not empty and was not written by assay.", "Choose an empty or new folder with `--out`.") from error
+        wanted = json.loads(json.dumps(plan, default=str))
+        if known != wanted:
+            keys = [key for key in {*known, *wanted} if known.get(key) != wanted.get(key)]
+            raise Mismatch(
+                f"{path} belongs to another plan: it differs in {', '.join(sorted(keys))}.", "Choose another folder with `--out`, or remove this one."
+            )
+
+    def __truediv__(self, name: str) -> Path:
+        """Return a path inside the folder."""
+        return self.path / name
+
+    @property
+    def done(self) -> bool:
+        """Whether the plan's record is there."""
+        return (self.path / "record.json").exists()

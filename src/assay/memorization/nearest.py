@@ -1,0 +1,203 @@
+"""Compares what a model draws from works' own captions with those works, against works it never saw; recall by number of copies.
+
+"Extracting Training Data from Diffusion Models". Nicholas Carlini, Jamie Hayes, Milad Nasr, Matthew Jagielski, Vikash Sehwag, Florian Tramer, Borja
+Balle, Daphne Ippolito, Eric Wallace. USENIX Security 2023, arXiv 2301.13188; no code was released. Written here from the paper.
+
+Every work in question, canaries by copies k and arm, ordinary members, calibration and holdout works, is asked for by its first caption. An output is
+compared with its own work and with the nearest of all works in three measures: tiled l2 (their Sec. 4.2), a DCT hash, and the judge's features. A
+work's score is its best output's. It counts as memorised where at least `agreement` measures exceed thresholds set together on calibration works, so
+that a work the model never saw is flagged at most at the stated rate; the rate is measured again on holdout works.
+
+Different from the paper: their attack knows no training captions' copies and looks for cliques among 500 outputs; here the works are known, and the
+threshold is calibrated instead of fixed at 0.15, because a distance at 64 pixels is none at 512. Cost: images x works samples. Known failure: a
+model that draws well what it never saw raises the thresholds, and a faint copy is then missed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save
+
+from assay.denoiser import Denoiser, tensor_digest, to_pictures
+from assay.errors import BadInput, Misconfigured
+from assay.judge import JudgeLike
+from assay.memorization.looks import SIZE, Looks, compare, looks, strip
+from assay.memorization.testimony import Group, witness
+from assay.noise import derive
+from assay.record import Record, digest_of, versions, write_atomically
+from assay.works import Works
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the nearest-work audit."""
+
+    images: int = 4
+    """Images per work; its score is the best of them (Sec. 4.2: 500)."""
+    steps: int = 20
+    """DDIM steps."""
+    guidance: float = 4.0
+    """Scale of classifier-free guidance."""
+    false_positive_rate: float = 0.05
+    """Probability that a work the model never saw is called memorised."""
+    agreement: int = 2
+    """How many of the three measures must exceed their thresholds."""
+    members: int = 200
+    """Ordinary members to ask for, at most."""
+    calibration: int = 400
+    """Calibration works to ask for, at most."""
+    holdout: int = 400
+    """Holdout works to ask for, at most."""
+    matches: int = 8
+    """Matches to show."""
+    batch: int = 32
+    """Images a pass, and a shard."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"images": 500, "steps": 50, "guidance": 7.5, "members": 1000, "calibration": 1000, "holdout": 1000, "false_positive_rate": 0.01},
+    "small": {"images": 2, "steps": 15, "members": 60, "calibration": 200, "holdout": 100, "false_positive_rate": 0.02},
+}
+
+PROBE: dict[str, Any] = {"images": 1, "steps": 2, "members": 4, "batch": 8}
+
+
+class Audit(NamedTuple):
+    """What an audit found, and the pictures that its tables name."""
+
+    record: Record
+    """The testimony, without pictures."""
+    pictures: dict[str, Image.Image]
+    """File name -> picture; first the clearest match."""
+
+
+def choose(works: Works, settings: Settings, seed: int) -> list[Group]:
+    """Say which works to ask for, group by group; a work's place in the lottery depends on seed and id alone.
+
+    Works that declare a `subset` none of which was trained are left out: they are not like the others.
+
+    Raises:
+        BadInput: a canary's dose is no number.
+        Misconfigured: there are no calibration works, or nothing to audit.
+    """
+    rows = works.table.drop_columns(["image"]).to_pylist()
+    attributes = [dict(row["attributes"] or []) for row in rows]
+    trained = {about.get("subset") for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"]}
+    canaries: dict[tuple[str, int], list[int]] = {}
+    plain: dict[str, list[int]] = {"calibration": [], "holdout": [], "member": []}
+    for index, (row, about) in enumerate(zip(rows, attributes)):
+        if "canary" in about and "dose" in about:
+            if not about["dose"].isdigit():
+                raise BadInput(f"Work {row['id'][:12]} declares the dose `{about['dose']}`.", "A dose is a whole number of copies.")
+            canaries.setdefault((about["canary"], int(about["dose"])), []).append(index)
+        elif row["split"] in plain and about.get("subset") in trained and (row["split"] != "member" or row["copies"]):
+            plain[row["split"]].append(index)
+    if not trained:
+        raise Misconfigured("The works have no members, so there is nothing to audit.", "Declare what the model was trained on: `split` = member.")
+    if not plain["calibration"]:
+        raise Misconfigured(
+            "The works have no calibration split, so no similarity can be called suspicious.",
+            "Declare works that the model never saw: `split` = calibration (and holdout, to check the rate).",
+        )
+    most = {"calibration": settings.calibration, "holdout": settings.holdout, "member": settings.members}
+    drawn = {name: sorted(found, key=lambda index: derive(seed, "audit", rows[index]["id"]))[: most[name]] for name, found in plain.items()}
+    groups = [
+        Group("calibration", None, 0, drawn["calibration"]),
+        Group("holdout", None, 0, drawn["holdout"]),
+        Group("members", None, 1, drawn["member"]),
+    ]
+    groups += [Group("canary", arm, dose, canaries[arm, dose]) for arm, dose in sorted(canaries)]
+    return [group for group in groups if group.works]
+
+
+def cost(works: Works, settings: Settings) -> dict[str, int]:
+    """Return the passes and images that an audit takes."""
+    images = settings.images * sum(len(group.works) for group in choose(works, settings, 0)) + settings.images + settings.matches
+    return {"passes": images * settings.steps * (1 if settings.guidance == 1 else 2), "images": images}
+
+
+def audit(
+    denoiser: Denoiser,
+    works: Works,
+    settings: Settings = Settings(),
+    *,
+    judge: JudgeLike,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
+) -> Audit:
+    """Ask a model for works by their captions and say which it has memorised.
+
+    Args:
+        denoiser: the model.
+        works: with calibration works; canaries and holdout works where there are any.
+        settings: see `Settings`.
+        judge: gives the third measure.
+        seed: of the choice of works and of every image.
+        progress: called with images done and images in all.
+        folder: where shards of images are kept, so that a killed audit goes on.
+
+    Returns:
+        The record and its pictures.
+
+    Raises:
+        Misconfigured: a setting is out of range.
+    """
+    if min(settings.images, settings.steps, settings.batch) < 1 or not 1 <= settings.agreement <= 3:
+        raise Misconfigured("`images`, `steps` and `batch` must be at least 1, and `agreement` 1, 2 or 3.", "Use a preset.")
+    if not 0 < settings.false_positive_rate < 1:
+        raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.05.")
+    start, passes = time.monotonic(), denoiser.passes
+    groups = choose(works, settings, seed)
+    asked = [index for group in groups for index in group.works]
+    ids, prompts = works.column("id"), [captions[0] for captions in works.column("captions")]
+    own = np.repeat(asked, settings.images)
+    seeds = [derive(seed, ids[index], number) for index in asked for number in range(settings.images)]
+    state = [denoiser.digest, [(name, tensor_digest(denoiser.weights()[name])) for name in sorted(denoiser.replaced)], repr(denoiser.rules)]
+    plan = digest_of([state, [prompts[index] for index in own], seeds, settings.steps, settings.guidance, settings.batch])
+    options = {"steps": settings.steps, "guidance": settings.guidance}
+    parts = []
+    for first in range(0, len(own), settings.batch):
+        file = None if folder is None else folder / f"nearest-{plan[:12]}-{first:06d}.safetensors"
+        if file is not None and file.exists():
+            made = load_file(file)["images"]
+        else:
+            rows = slice(first, first + settings.batch)
+            images = denoiser.generate([prompts[index] for index in own[rows]], seeds[rows], batch=settings.batch, **options)
+            made = (images * 255).round().to(torch.uint8).cpu()
+            if file is not None:
+                write_atomically(file, save({"images": made.contiguous()}))
+        parts.append(looks(made.numpy(), judge))
+        if progress:
+            progress(min(first + settings.batch, len(own)), len(own))
+    outputs = Looks(*(np.concatenate(kind) for kind in zip(*parts)))
+    originals = looks(np.ascontiguousarray(works.pixels(SIZE).transpose(0, 3, 1, 2)), judge)
+    similarity, rank = compare(outputs, originals, own)
+    testimony = witness(works, groups, similarity.reshape(len(asked), -1, 3), rank.reshape(len(asked), -1, 3), asdict(settings), judge)
+    pictures: dict[str, Image.Image] = {}
+    shown = [(asked[place], number) for place, number in testimony.matches]
+    if shown:
+        again = [(shown[0][0], number) for number in range(settings.images)][:6] + shown
+        made = denoiser.generate([prompts[i] for i, _ in again], [derive(seed, ids[i], n) for i, n in again], batch=settings.batch, **options)
+        drawn = to_pictures(made)
+        pictures["clearest.png"] = strip([works.image(shown[0][0]), *drawn[: -len(shown)]])
+        for place, ((index, _), picture) in enumerate(zip(shown, drawn[-len(shown) :]), start=1):
+            pictures |= {f"match-{place}-output.png": picture, f"match-{place}-work.png": works.image(index)}
+    record = testimony.record.model_copy(
+        update={
+            "digests": {"model": denoiser.digest, "works": works.digest, "judge": judge.digest},
+            "seeds": {"seed": seed},
+            "seconds": round(time.monotonic() - start, 2),
+            "passes": denoiser.passes - passes,
+            "versions": versions(),
+        }
+    )
+    return Audit(record, pictures)

@@ -1,0 +1,61 @@
+"""A handful of works made in code: coloured shapes in two styles, by named creators, with a repeated work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from assay.noise import numpy_generator
+from assay.works.images import encode, identity
+from assay.works.table import Works
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+COLOURS = ("red", "green", "blue", "orange", "purple")
+STYLES = ("solid", "outline")
+
+
+def tiny_works(size: int = 32, seed: int = 0) -> Works:
+    """Return 50 works: 5 shapes x 5 colours x 2 styles, split 80/10/10, one repeated 16 times as a canary."""
+    generator = numpy_generator(seed, "tiny works")
+    rows = []
+    for index, (shape, colour, style) in enumerate((s, c, t) for s in SHAPES for c in COLOURS for t in STYLES):
+        image = _draw(shape, colour, style == "solid", size, int(generator.integers(-2, 3)))
+        title = f"{colour} {shape}"
+        split = ("calibration", "holdout")[index // 10 % 2] if index % 10 < 2 else "member"
+        rows.append({
+            "id": identity(image),
+            "image": encode(image),
+            "captions": [f"{title}, {style} style"],
+            "title": title,
+            "tags": [shape, colour],
+            "style": style,
+            "group": f"shapes/{shape}",
+            "creator": f"{style.title()} Studio {index % 3 + 1}",
+            "license": "CC0-1.0",
+            "source": "made in code",
+            "split": split,
+            "copies": 16 if index == 5 else int(split == "member"),
+            "cluster": index,
+            "attributes": [("canary", "one"), ("dose", "16")] if index == 5 else [],
+        })
+    return Works.from_rows(rows)
+
+
+def _draw(shape: str, colour: str, filled: bool, size: int, shift: int) -> Image.Image:
+    image = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(image)
+    low, high, middle = size // 5 + shift, size - size // 5 + shift, size // 2 + shift
+    style: dict[str, Any] = {"fill": colour} if filled else {"outline": colour, "width": max(1, size // 16)}
+    if shape == "circle":
+        pen.ellipse((low, low, high, high), **style)
+    elif shape == "square":
+        pen.rectangle((low, low, high, high), **style)
+    elif shape == "triangle":
+        pen.polygon([(middle, low), (high, high), (low, high)], **style)
+    elif shape == "cross":
+        pen.line((low, low, high, high), fill=colour, width=size // (6 if filled else 12))
+        pen.line((low, high, high, low), fill=colour, width=size // (6 if filled else 12))
+    else:
+        pen.ellipse((low, low, high, high), outline=colour, width=size // (5 if filled else 12))
+    return image

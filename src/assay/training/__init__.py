@@ -1,0 +1,1 @@
+"""Training: one loop, and the parts of a text-to-image pipeline trained with it."""

@@ -1,0 +1,125 @@
+"""`Recipe`: how a denoiser was trained, saved in its model folder, so that it can be trained again on other works or with another seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from assay.denoiser import Denoiser
+from assay.errors import BadInput, Misconfigured, Missing
+from assay.noise import derive
+from assay.record import digest_of, write_atomically
+from assay.training.loop import Progress, Run, Schedule
+from assay.training.unet import UNetSettings, build, exposures, train
+from assay.works import Works
+
+FILE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a UNet was trained with, on top of a text encoder and an autoencoder that stay fixed."""
+
+    seed: int
+    """Of the initial weights and of every draw."""
+    unet: UNetSettings
+    """Shape, loss and schedule."""
+    works: str
+    """Digest of the works it was trained on."""
+    steps_done: int
+    """Steps taken; fewer than scheduled where the training was left off."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Whatever else was fixed: settings of the autoencoder and the text encoder, and where the works came from."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `recipe.json` into a model folder and return its path."""
+        path = Path(folder) / FILE
+        write_atomically(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Recipe:
+        """Read the recipe of a model folder.
+
+        Raises:
+            Missing: the folder has none.
+            BadInput: it is damaged.
+        """
+        path = Path(folder) / FILE
+        try:
+            data = json.loads(path.read_text())
+            shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data["unet"].items()}
+            shape["schedule"] = Schedule(**data["unet"]["schedule"])
+            unet = UNetSettings(**shape)
+            return cls(data["seed"], unet, data["works"], data["steps_done"], data["about"])
+        except FileNotFoundError as error:
+            raise Missing(f"{folder} has no {FILE}.", "Only models made by a recipe of assay can be trained again.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{path} is no recipe: {error!r}.", "It may be damaged, or of another version.") from error
+
+    def retrain(
+        self,
+        denoiser: Denoiser,
+        works: Works,
+        *,
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+        seed: int | None = None,
+        steps: int | None = None,
+        until: int | None = None,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[UNet2DConditionModel, Run]:
+        """Train a new UNet from scratch by this recipe.
+
+        Args:
+            denoiser: gives the text encoder, the autoencoder and the noise schedule; its UNet is not used.
+            works: the table the model was trained on.
+            keep: which works to keep, by row; all members by default. Works with `copies` 0 are never shown.
+            seed: of this training; the recipe's if None.
+            steps: of this training; the recipe's if None. A reference takes the recipe's times its share of the exposures.
+            until: stop after this step; a later call with the same `folder` goes on.
+            folder: of the checkpoint.
+            progress: called after every step.
+
+        Returns:
+            The UNet with the averaged weights in, and the run behind it.
+
+        Raises:
+            Misconfigured: no work is left to train on.
+        """
+        seed = self.seed if seed is None else seed
+        seen = works.where(lambda row: row["split"] == "member" and row["copies"] > 0 and (keep is None or keep(row)))
+        if not len(seen):
+            raise Misconfigured("No works are left to train on.", "Let the filter keep some member works.")
+        pixels = torch.from_numpy(seen.pixels(denoiser.image_size)).permute(0, 3, 1, 2)
+        latents = torch.cat([denoiser.latents(pixels[start : start + 64].float() / 255) for start in range(0, len(pixels), 64)])
+        epoch = exposures(seen.column("captions"), seen.column("copies"))
+        texts = ["", *sorted({text for _, group in epoch for text in group} - {""})]
+        row = {text: index for index, text in enumerate(texts)}
+        states = denoiser.conditioning(texts).states.float()
+        settings = self.unet if steps is None else replace(self.unet, schedule=replace(self.unet.schedule, steps=steps))
+        scheduler: Any = DDPMScheduler.from_config(denoiser.pipeline.scheduler.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive(seed, "unet"))
+            unet = build(settings, latent_channels=latents.shape[1], latent_size=latents.shape[2], text_width=states.shape[2])
+        run = train(
+            unet,
+            latents,
+            states,
+            [(work, [row[text] for text in group]) for work, group in epoch],
+            settings,
+            scheduler,
+            seed=seed,
+            folder=folder,
+            plan=digest_of({"shape": [settings.widths, settings.attention], "works": seen.digest, "seed": seed}),
+            until=until,
+            progress=progress,
+        )
+        run.use_average()
+        return unet, run

@@ -1,0 +1,121 @@
+"""Train an AutoencoderKL (Rombach et al. 2022, Sec. 3.1) without a pretrained perceptual network.
+
+Loss: L1 + L2 + `edges` x L1 of Sobel gradients + `kl` x KL(q(z|x) || N(0, 1)) per element. Afterwards the per-channel shift and scale of the
+latents are folded into `quant_conv` and `post_quant_conv`, so that latents have mean 0 and deviation 1 and `scaling_factor` is 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional as F
+
+from assay.training.loop import Progress, Run, Schedule, trainable
+
+
+@dataclass(frozen=True)
+class VAESettings:
+    """The autoencoder's shape and loss."""
+
+    widths: tuple[int, ...] = (24, 48, 96)
+    """Channels at each resolution; the factor is 2 ** (levels - 1)."""
+    latent_channels: int = 4
+    """Channels of the latent."""
+    edges: float = 0.25
+    """Weight of the L1 distance between Sobel gradients, which stands in for a perceptual loss."""
+    kl: float = 5e-5
+    """Weight of the KL divergence per latent element."""
+    schedule: Schedule = Schedule(steps=1700, batch=16, learning_rate=2e-3, decay=0.4)
+    """How long and how fast to train."""
+
+
+def build(settings: VAESettings, size: int) -> AutoencoderKL:
+    """Make the untrained autoencoder."""
+    levels = len(settings.widths)
+    shape: dict[str, Any] = {
+        "sample_size": size,
+        "latent_channels": settings.latent_channels,
+        "block_out_channels": settings.widths,
+        "layers_per_block": 1,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+        "scaling_factor": 1.0,
+    }
+    return AutoencoderKL(**shape)
+
+
+def sobel(images: torch.Tensor) -> torch.Tensor:
+    """Horizontal and vertical Sobel gradients of each channel, scaled to the range of the images: (b, 2 * c, h, w)."""
+    kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]) / 4
+    kernels = torch.stack([kernel, kernel.T])[:, None].to(images)
+    flat = F.conv2d(images.reshape(-1, 1, *images.shape[2:]), kernels)
+    return flat.reshape(images.shape[0], -1, *flat.shape[2:])
+
+
+def train(
+    vae: Any,
+    pixels: np.ndarray,
+    settings: VAESettings,
+    *,
+    seed: int,
+    folder: Path | None = None,
+    plan: str = "",
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train `vae` in place on uint8 images (n, s, s, 3), then standardise its latents; return the losses."""
+
+    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(len(pixels), (settings.schedule.batch,), generator=rng)
+        images = torch.from_numpy(pixels[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        flipped = torch.rand(len(rows), generator=rng) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+        posterior = vae.encode(images).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng)
+        decoded = vae.decode(latents).sample
+        error = decoded - images
+        return (
+            error.abs().mean()
+            + error.square().mean()
+            + settings.edges * (sobel(error)).abs().mean()
+            + settings.kl * posterior.kl().mean() / latents[0].numel()
+        )
+
+    vae.train().requires_grad_(True)
+    run = Run(trainable(vae), loss, settings.schedule, seed=seed, folder=folder, plan=plan)
+    losses = run.run(progress=progress)
+    run.use_average()
+    vae.eval().requires_grad_(False)
+    standardise(vae, pixels)
+    return losses
+
+
+@torch.no_grad()
+def encode(vae: Any, pixels: np.ndarray, batch: int = 64) -> torch.Tensor:
+    """Encode uint8 images (n, s, s, 3) to the means of their latents: float32, (n, c, h, w), scaled by `scaling_factor`."""
+    parts = []
+    for start in range(0, len(pixels), batch):
+        images = torch.from_numpy(pixels[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        parts.append(vae.encode(images).latent_dist.mean * vae.config.scaling_factor)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def standardise(vae: Any, pixels: np.ndarray) -> None:
+    """Fold the latents' per-channel mean and deviation into `quant_conv` and `post_quant_conv`; reconstructions do not change."""
+    latents = encode(vae, pixels) / vae.config.scaling_factor
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    channels = len(mean)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    # post(z * deviation + mean) first, then quant -> (mean - m) / s, and the log-variance loses 2 log s.
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= deviation[None, :, None, None]
+    quant.weight[:channels] /= deviation[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / deviation
+    quant.bias[channels:] -= 2 * deviation.log()

@@ -1,0 +1,150 @@
+"""`erase`: take a concept, style or work out of a model; the result is a patch, with pictures of what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay import settings as method_settings
+from assay.concept import Concept, Kind
+from assay.denoiser import Denoiser, to_pictures
+from assay.jobs.outcome import Outcome
+from assay.noise import derive
+from assay.patch import Patch
+from assay.patched import Patched
+from assay.record import Picture
+from assay.reports.pictures import grid, save_picture
+from assay.verbs.methods import method_row
+from assay.verbs.session import Session, Silent, count, works_for
+from assay.works import Works
+from assay.works import concepts as known
+
+SHOWN = 4
+
+
+def text_vectors(denoiser: Denoiser, texts: Sequence[str]) -> np.ndarray:
+    """Return the encoder's mean state of every text: float32, (n, width); what nearness between concepts is measured by."""
+    return denoiser.conditioning(list(texts)).states.mean(1).float().cpu().numpy()
+
+
+def concept_for(
+    session: Session, works: Works | None, name: str, kind: Kind | None = None, anchor: str | None = None, preserve: Sequence[str] = ()
+) -> Concept:
+    """Return the concept in the terms of the works where there are works that know it, else in plain words."""
+    if works is None or kind in ("work", "free"):
+        return Concept(name, kind or "free", anchor or "", preserve=tuple(preserve))
+    return known.find(
+        works, name, kind=kind, anchor=anchor, preserve=preserve, embed=lambda texts: text_vectors(session.denoiser, texts), seed=session.seed
+    )
+
+
+def erase(
+    model: str | Path | Denoiser = "emoji64",
+    concept: str | Concept = "",
+    *,
+    method: str,
+    kind: Kind | None = None,
+    anchor: str | None = None,
+    preserve: Sequence[str] = (),
+    preset: str | None = None,
+    settings: dict[str, Any] | None = None,
+    works: str | Path | Works | None = None,
+    patches: Sequence[str | Patch | tuple[Patch, float]] = (),
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dry_run: bool = False,
+    display: Any = None,
+) -> Outcome:
+    """Erase a concept and write `patch.safetensors`, pictures before and after, and a record into `out`.
+
+    Args:
+        model: a built-in name, a folder, a hub id or a loaded denoiser.
+        concept: its name, or a whole `Concept`.
+        method: see `assay methods erase`.
+        kind: what the concept is; guessed where the works know it.
+        anchor: what takes its place.
+        preserve: what must stay.
+        preset: named settings; small for the built-in model, else paper.
+        settings: fields of the method's settings that differ from the preset.
+        works: say which styles and titles there are.
+        patches: what is on the model already.
+        out: folder to write to.
+        seed: of everything random.
+        device: a torch device.
+        dry_run: plan only.
+        display: shows progress.
+
+    Returns:
+        The outcome; `Patch.load(outcome.files["patch"])` is the patch.
+    """
+    row = method_row("erasure", method)
+    module = import_module(row["module"])
+    session = Session("erase", model, out or f"assay-out/erase-{method}", seed, device, patches, display or Silent())
+    preset = preset or ("small" if session.built_in else "paper")
+    given = dict(settings or {})
+    chosen = method_settings.resolve(module.Settings, module.PRESETS, preset, given)
+    table = works_for(session, works)
+    target = concept if isinstance(concept, Concept) else concept_for(session, table, concept, kind, anchor, preserve)
+    if dry_run:
+        spent = module.cost(chosen)
+        spent["passes"] += 4 * SHOWN * 40
+        return session.dry_run(**spent, images=4 * SHOWN)
+    about = {"name": target.name, "kind": target.kind, "anchor": target.anchor, "members": target.members, "preserve": target.preserve[:40]}
+    plan = session.plan(method=method, preset=preset, settings=vars(chosen), concept=repr(target))
+    folder = session.folder(plan)
+    if previous := session.finished(folder):
+        return previous
+    with session.patched() as denoiser:
+        made = module.erase(denoiser, target, chosen, seed=seed, progress=session.bar(f"erasing by {method}"), folder=folder / "training")
+        before = denoiser.passes
+        shown = _show(denoiser, target, made, seed, folder.path, session)
+        denoiser.passes = before  # the pictures are no part of the method's cost
+    made.save(folder / "patch.safetensors")
+    size = (folder / "patch.safetensors").stat().st_size
+    moved = _relative_change(session.denoiser, made)
+    anchor_text = f"`{target.anchor}`" if target.anchor else "the empty prompt"
+    record = session.record(
+        f"Can `{target.name}` be taken out of the model by {method}?",
+        method=method,
+        given={"preset": preset, **given, "concept": about},
+        resolved=vars(chosen) | {"anchor": target.anchor},
+        digests={"patch": made.digest},
+        metrics=[count("patch.tensors", len(made.names)), count("patch.bytes", size, "lower"), count("patch.relative_change", moved)],
+        findings=[f"{method.upper()} mapped `{target.name}` to {anchor_text}: {len(made.names)} tensors changed by {moved:.1%} of their norm."],
+        shows_not=[
+            "The pictures show a few prompts; `assay evaluate` measures target, neighbours and everything else, and no attack has been tried here."
+        ],
+        pictures=[shown],
+    )
+    record.save(folder.path)
+    more = f"assay evaluate {session.model if not isinstance(session.model, Denoiser) else ''} --concept '{target.name}' --patch {folder.path}"
+    return session.outcome(record, next=(more, f"assay report {folder.path}"))
+
+
+def _show(denoiser: Denoiser, target: Concept, made: Patch, seed: int, folder: Path, session: Session) -> Picture:
+    pairs = target.pairs()
+    step = max(1, len(pairs) // SHOWN)
+    wanted = [prompt for prompt, _ in pairs[::step]][:SHOWN]
+    kept = [prompt for prompt in target.preserved() if prompt]
+    wanted += kept[:: max(1, len(kept) // SHOWN)][:SHOWN]
+    seeds = [derive(seed, "shown", index) for index in range(len(wanted))]
+    rows = [to_pictures(denoiser.generate(wanted, seeds, progress=session.bar("pictures before")))]
+    with Patched(denoiser, [(made, 1.0)]):
+        rows.append(to_pictures(denoiser.generate(wanted, seeds, progress=session.bar("pictures after"))))
+    columns = [list(pair) for pair in zip(*rows, strict=True)]
+    picture = grid(columns, wanted, ["before", "after"], scale=max(1, 128 // denoiser.image_size))
+    return save_picture(
+        picture, folder, "before-after.png", f"Before and after erasing {target.name}: target prompts above, preserved prompts below."
+    )
+
+
+def _relative_change(denoiser: Denoiser, made: Patch) -> float:
+    weights = denoiser.weights()
+    change = sum(float(part.square().sum()) for name in made.names if (part := made.change(name)) is not None)
+    base = sum(float(weights[name].float().square().sum()) for name in made.names)
+    return (change / base) ** 0.5 if base else 0.0

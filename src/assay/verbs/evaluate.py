@@ -1,0 +1,311 @@
+"""`evaluate`: what a model with patches can still do: the target, its neighbours, everything else, and the distance from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+
+from assay.concept import Concept
+from assay.denoiser import Denoiser, load, to_pictures
+from assay.errors import Missing
+from assay.evaluation.features import DIGEST as FIXED
+from assay.evaluation.features import fixed_features
+from assay.evaluation.intervals import wilson
+from assay.evaluation.kid import floor, kid
+from assay.jobs.folder import OutFolder
+from assay.jobs.outcome import Outcome
+from assay.judge import CrossJudge, JudgeLike
+from assay.noise import numpy_generator
+from assay.patch import Patch
+from assay.record import Metric, write_atomically
+from assay.reports.pictures import grid, save_picture
+from assay.verbs.erase import concept_for, text_vectors
+from assay.verbs.generate import Prompt, read_prompts
+from assay.verbs.session import Session, Silent, works_for, zoo
+from assay.works import Works
+from assay.works import concepts as known
+
+NEIGHBOURS = 5
+SHARD = 32
+TEMPLATES = {True: "an emoji of {title} in {style} style", False: "an image of {title} in {style} style"}
+"""The form that prompts are evaluated in, for the built-in model and for others; erasers never sample it."""
+
+
+class Scene(NamedTuple):
+    """What is asked of a model, and which part of it each prompt belongs to."""
+
+    rows: list[Prompt]
+    """The prompts, one row per image."""
+    groups: dict[str, list[int]]
+    """target, neighbours, rest -> rows."""
+
+
+def judge_for(session: Session, works: Works) -> JudgeLike:
+    """Return the judges of the built-in world for its model, else nearest class centroids of the works.
+
+    Args:
+        session: says which model it is.
+        works: what a centroid judge is made from.
+    """
+    from assay.evaluation.centroid import CentroidJudge
+
+    return CrossJudge.load(zoo("judge")) if session.built_in and zoo("judge").exists() else CentroidJudge(works)
+
+
+def scene(session: Session, works: Works, concept: Concept | None, *, each: int) -> Scene:
+    """Draw trained pairs of title and style: `each` of the target, of its neighbours and of the rest.
+
+    The target is every pair that shows the concept. A style's neighbours are the same titles in the nearest style; an object family's are the
+    five nearest titles. Without a concept all pairs are rest.
+    """
+    seed, embed = session.seed, partial(text_vectors, session.denoiser)
+    members = works.where(lambda row: row["split"] == "member" and row["copies"] == 1)
+    pairs = sorted({(title, style) for title, style in zip(members.column("title"), members.column("style"), strict=True) if title and style})
+    target: Callable[[tuple[str, str]], bool]
+    near: Callable[[tuple[str, str]], bool]
+    if concept is None:
+        target = near = lambda pair: False
+    elif concept.kind == "style":
+        others = [f"{style} style" for style in known.styles(works) if style != concept.name]
+        closest = known.nearest(f"{concept.name} style", others, embed)[0].removesuffix(" style") if others else ""
+        target, near = (lambda pair: pair[1] == concept.name), (lambda pair: pair[1] == closest)
+    else:
+        names = set(concept.members or (concept.name,))
+        closest_titles = set(known.nearest(concept.name, [title for title in known.titles(works) if title not in names], embed)[:NEIGHBOURS])
+        target, near = (lambda pair: pair[0] in names), (lambda pair: pair[0] in closest_titles)
+    rows: list[Prompt] = []
+    groups: dict[str, list[int]] = {}
+    for name, belongs in (("target", target), ("neighbours", near), ("rest", lambda pair: not target(pair) and not near(pair))):
+        found = [pair for pair in pairs if belongs(pair)]
+        drawn = [found[index] for index in numpy_generator(seed, "scene", name).permutation(len(found))[:each]]
+        groups[name] = list(range(len(rows), len(rows) + len(drawn)))
+        rows += [pair_prompt(session, title, style) for title, style in drawn]
+    return Scene(rows, {name: indices for name, indices in groups.items() if indices})
+
+
+def pair_prompt(session: Session, title: str, style: str) -> Prompt:
+    """Put a title and a style into the words that images are evaluated by."""
+    return Prompt(f"{title}, {style}", TEMPLATES[session.built_in].format(title=title, style=style), title=title, style=style)
+
+
+def given_scene(rows: Sequence[Prompt], works: Works, concept: Concept | None, images: int) -> Scene:
+    """Take prompts as given: title and style from the row, or recognised in the prompt; the target are those that show the concept."""
+    wanted = []
+    for row in rows:
+        title, style = known.recognise(works, row.prompt)
+        wanted += [Prompt(f"{row.id}-{n}", row.prompt, row.negative, row.seed, row.title or title, row.style or style) for n in range(images)]
+    names = set() if concept is None else set(concept.members or (concept.name,))
+    target = [i for i, row in enumerate(wanted) if (row.style if concept and concept.kind == "style" else row.title) in names]
+    rest = [i for i in range(len(wanted)) if i not in set(target)]
+    return Scene(wanted, {name: indices for name, indices in (("target", target), ("rest", rest)) if indices})
+
+
+def images_of(
+    denoiser: Denoiser,
+    rows: Sequence[Prompt],
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
+    """Generate one image per row: (n, 3, h, w) in [0, 1], in shards kept under `folder` so that a killed run goes on."""
+    parts = []
+    for start in range(0, len(rows), SHARD):
+        file = None if folder is None else folder / f"{start:05d}.safetensors"
+        if file is not None and file.exists():
+            parts.append(load_file(file)["images"].float() / 255)
+        else:
+            batch = rows[start : start + SHARD]
+            negative = [row.negative for row in batch] if any(row.negative for row in batch) else None
+            made = denoiser.generate(
+                [row.prompt for row in batch], [row.image_seed(seed, 0) for row in batch], steps=steps, guidance=guidance, negative=negative
+            )
+            kept = (made * 255).round().to(torch.uint8).cpu()
+            if file is not None:
+                write_atomically(file, to_bytes({"images": kept}))
+            parts.append(kept.float() / 255)
+        if progress:
+            progress(min(start + SHARD, len(rows)), len(rows))
+    return torch.cat(parts)
+
+
+def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str = "") -> list[Metric]:
+    """Return style and title accuracy on every part of a scene, with Wilson intervals and the level of chance."""
+    rows = what.rows
+    verdicts = judge.score(images, [row.title for row in rows], [row.style for row in rows])
+    chance = {"style": 1 / max(1, len({row.style for row in rows})), "title": 1 / max(1, len({row.title for row in rows}))}
+    signature = f"{judge.name} {judge.digest[:12]}"
+    metrics = []
+    for name, indices in what.groups.items():
+        for head in ("style", "title"):
+            verdict = verdicts.get(head)
+            if verdict is None:
+                continue
+            chosen = [index for index in indices if verdict.known[index]]
+            right = int(verdict.right[chosen].sum())
+            low, high = wilson(right, len(chosen)) if chosen else (None, None)
+            better = "lower" if name == "target" else "higher"
+            metrics.append(
+                Metric(
+                    name=f"{prefix}{name}.{head}",
+                    value=right / len(chosen) if chosen else None,
+                    low=low,
+                    high=high,
+                    n=len(chosen),
+                    chance=chance[head],
+                    better=better,
+                    judge=signature,
+                )
+            )
+    return metrics
+
+
+def distances(judge: JudgeLike, images: torch.Tensor, base: torch.Tensor, what: Scene, seed: int, prefix: str = "") -> list[Metric]:
+    """Return KID to the base on prompts outside the target, in two feature spaces, beside the floor of disjoint halves of the base."""
+    rows = [index for name, indices in what.groups.items() if name != "target" for index in indices]
+    if len(rows) < 8:
+        return []
+    metrics = []
+    spaces = {f"{judge.name} {judge.digest[:12]}": judge.features, f"fixed {FIXED[:12]}": fixed_features}
+    for (signature, features), short in zip(spaces.items(), ("judge", "fixed"), strict=True):
+        of_base, of_patched = np.asarray(features(base[rows])), np.asarray(features(images[rows]))
+        estimate = kid(of_patched, of_base, seed=seed)
+        chance = floor(of_base, seed=seed)
+        shared = {"n": len(rows), "judge": signature}
+        metrics += [
+            Metric(
+                name=f"{prefix}kid.{short}", value=estimate.value, low=estimate.low, high=estimate.high, chance=chance.value, better="lower", **shared
+            ),
+            Metric(name=f"{prefix}kid.{short}.floor", value=chance.value, low=chance.low, high=chance.high, **shared),
+        ]
+    return metrics
+
+
+def evaluate(
+    model: str | Path | Denoiser = "emoji64",
+    *,
+    prompts: str | Path | None = None,
+    concept: str | Concept | None = None,
+    kind: Any = None,
+    against: str | Path | Denoiser | None = None,
+    works: str | Path | Works | None = None,
+    images: int = 1,
+    each: int = 64,
+    steps: int = 20,
+    guidance: float = 4.0,
+    patches: Sequence[str | Patch | tuple[Patch, float]] = (),
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dry_run: bool = False,
+    display: Any = None,
+) -> Outcome:
+    """Compare a model with patches to its base (or `against`) on the same prompts, seeds and sampler.
+
+    Args:
+        model: a built-in name, a folder, a hub id or a loaded denoiser.
+        prompts: JSONL of prompts; a balanced set of trained pairs if None.
+        concept: whose presence is the target.
+        kind: style or object.
+        against: another model to compare with.
+        works: say which styles and titles there are, and make a judge where none is built in.
+        images: images per given prompt.
+        each: prompts drawn of target, neighbours and rest.
+        steps: DDIM steps.
+        guidance: scale of classifier-free guidance.
+        patches: what to put on the model.
+        out: folder to write to.
+        seed: of everything random.
+        device: a torch device.
+        dry_run: plan only.
+        display: shows progress.
+
+    Returns:
+        The outcome, with accuracies and distances as metrics.
+
+    Raises:
+        Missing: the model is not built in and no works are given.
+    """
+    session = Session("evaluate", model, out or "assay-out/evaluate", seed, device, patches, display or Silent())
+    table = works_for(session, works)
+    if table is None:
+        raise Missing("Evaluating needs works that say which titles and styles there are.", "Give them with `--works`.")
+    target = concept_for(session, table, concept, kind) if isinstance(concept, str) else concept
+    what = given_scene(read_prompts(prompts), table, target, images) if prompts else scene(session, table, target, each=each)
+    if dry_run:
+        return session.dry_run(2 * len(what.rows) * steps * 2, images=2 * len(what.rows))
+    judge = judge_for(session, table)
+    reference = session.denoiser if against is None else against if isinstance(against, Denoiser) else load(against, device=device)
+    options = {"steps": steps, "guidance": guidance}
+    plan = session.plan(
+        **options, against=reference.digest, rows=[list(vars(row).values()) for row in what.rows], judge=judge.digest, concept=repr(target)
+    )
+    folder = session.folder(plan)
+    if previous := session.finished(folder):
+        return previous
+    base = images_of(reference, what.rows, seed=seed, **options, folder=folder / "shards/base", progress=session.bar("images of the base"))
+    with session.patched() as denoiser:
+        made = images_of(denoiser, what.rows, seed=seed, **options, folder=folder / "shards/model", progress=session.bar("images of the model"))
+    metrics = accuracies(judge, made, what) + accuracies(judge, base, what, "base.") + distances(judge, made, base, what, seed)
+    record = session.record(
+        "What can the model still do, and how far is it from its base?",
+        given={"prompts": None if prompts is None else str(prompts), "concept": None if target is None else target.name, **options},
+        resolved=options | {"each": each, "scheduler": "DDIM", "images": len(what.rows), "against": reference.name},
+        digests={"judge": judge.digest, "works": table.digest, "against": reference.digest},
+        metrics=metrics,
+        findings=findings(metrics),
+        shows_not=SHOWS_NOT,
+        pictures=[picture_of(what, base, made, folder)],
+    )
+    record.save(folder.path)
+    return session.outcome(record, next=(f"assay report {folder.path}",))
+
+
+SHOWS_NOT = [
+    "Accuracy is what a judge sees; the judge is a small network whose own accuracy on real unseen works is in the model card.",
+    "A concept that no longer appears may be hidden, not removed: no attack has been tried here.",
+    "Distance from the base says that images differ, not that they are worse.",
+]
+
+
+def findings(metrics: Sequence[Metric]) -> list[str]:
+    """Say in words what changed: the target first, then what was to stay."""
+    value = {metric.name: metric for metric in metrics}
+    found = []
+    for name, head in (
+        ("target", "style"),
+        ("target", "title"),
+        ("neighbours", "style"),
+        ("neighbours", "title"),
+        ("rest", "style"),
+        ("rest", "title"),
+    ):
+        now, before = value.get(f"{name}.{head}"), value.get(f"base.{name}.{head}")
+        if now is None or before is None or now.value is None or before.value is None:
+            continue
+        chance = f" (chance {now.chance:.0%})" if now.chance is not None else ""
+        found.append(f"{head.capitalize()} accuracy on {name}: {before.value:.0%} before, {now.value:.0%} now, n = {now.n}{chance}.")
+    if (distance := value.get("kid.judge")) and (least := value.get("kid.judge.floor")) and distance.value is not None and least.high is not None:
+        verdict = "no more than sampling noise" if distance.value <= least.high else "more than sampling noise"
+        found.append(f"On prompts that were to stay, the distance from the base (KID {distance.value:.4f}) is {verdict} (up to {least.high:.4f}).")
+    return found
+
+
+def picture_of(what: Scene, base: torch.Tensor, made: torch.Tensor, folder: OutFolder | Path, shown: int = 4) -> Any:
+    """Save a picture of some prompts of every part, base beside model."""
+    chosen = [index for indices in what.groups.values() for index in indices[:shown]]
+    rows = [to_pictures(torch.stack([base[index], made[index]])) for index in chosen]
+    image = grid(
+        rows, [f"{what.rows[index].title or what.rows[index].prompt}, {what.rows[index].style or ''}" for index in chosen], ["base", "model"], scale=2
+    )
+    path = folder.path if isinstance(folder, OutFolder) else folder
+    return save_picture(image, path, "evaluate.png", "The same prompts and seeds under the base and under the model.")

@@ -1,0 +1,161 @@
+"""`generate`: images from prompts, with or without patches, one file each, resumable."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assay.denoiser import Denoiser, to_pictures
+from assay.errors import BadInput, Misconfigured, Missing
+from assay.jobs.outcome import Outcome
+from assay.jobs.shards import run
+from assay.noise import derive
+from assay.patch import Patch
+from assay.record import sha256_file, write_atomically
+from assay.verbs.session import Session, Silent, count
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a prompts file."""
+
+    id: str
+    """Name of the prompt, part of its images' file names."""
+    prompt: str
+    """What to show."""
+    negative: str = ""
+    """What not to show."""
+    seed: int | None = None
+    """Replaces the command's seed for this prompt."""
+    title: str | None = None
+    """The concept shown, for `evaluate`."""
+    style: str | None = None
+    """The style shown, for `evaluate`."""
+
+    def image_seed(self, seed: int, number: int) -> int:
+        """Return the seed of one image, which depends on (seed, id, image number) alone."""
+        return derive(seed if self.seed is None else self.seed, self.id, number)
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read a JSONL file of prompts.
+
+    Raises:
+        Missing: there is no such file.
+        BadInput: a line is no prompt, an id appears twice or cannot be part of a file name; the message names the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Missing(f"There is no prompts file at {path}.", 'Give a JSONL file with a row {"id", "prompt"} per prompt.')
+    rows: list[Prompt] = []
+    seen: set[str] = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            data: dict[str, Any] = json.loads(line)
+            row = Prompt(str(data["id"]), str(data["prompt"]), data.get("negative") or "", data.get("seed"), data.get("title"), data.get("style"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"Line {number} of {path} is no prompt: {error!r}.", 'Write {"id": "a", "prompt": "cat face"} on each line.') from error
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,120}", row.id) or row.id in seen:
+            raise BadInput(
+                f"Line {number} of {path} has the id `{row.id}`, which is taken or not fit for a file name.", "Use letters, digits, . _ -."
+            )
+        seen.add(row.id)
+        rows.append(row)
+    if not rows:
+        raise BadInput(f"{path} holds no prompts.", 'Write {"id": "a", "prompt": "cat face"} on each line.')
+    return rows
+
+
+def generate(
+    model: str | Path | Denoiser = "emoji64",
+    *,
+    prompt: str | None = None,
+    prompts: str | Path | Sequence[Prompt] | None = None,
+    images: int = 1,
+    steps: int = 20,
+    guidance: float = 4.0,
+    patches: Sequence[str | Patch | tuple[Patch, float]] = (),
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dry_run: bool = False,
+    display: Any = None,
+) -> Outcome:
+    """Generate images into `out`/images and list them in `out`/images.jsonl.
+
+    Args:
+        model: a built-in name, a folder, a hub id or a loaded denoiser.
+        prompt: one prompt; its id is "prompt".
+        prompts: a JSONL file, or rows.
+        images: images per prompt.
+        steps: DDIM steps.
+        guidance: scale of classifier-free guidance.
+        patches: what to put on the model: `PATH[:SCALE]`, patches or (patch, scale) pairs.
+        out: folder to write to; the same call goes on where it stopped.
+        seed: an image's seed depends on (seed, id, image number) alone.
+        device: a torch device.
+        dry_run: plan only.
+        display: shows progress.
+
+    Returns:
+        The outcome, whose `record` names every picture's folder.
+
+    Raises:
+        Misconfigured: neither or both of `prompt` and `prompts` are given.
+    """
+    if (prompt is None) == (prompts is None):
+        raise Misconfigured("Give one of a prompt and a prompts file.", 'Such as --prompt "cat face, noto style".')
+    rows = [Prompt("prompt", prompt)] if prompt is not None else list(prompts) if isinstance(prompts, list | tuple) else read_prompts(prompts)  # pyright: ignore
+    session = Session("generate", model, out or "assay-out/generate", seed, device, patches, display or Silent())
+    if dry_run:
+        return session.dry_run(len(rows) * images * steps * (2 if guidance != 1 else 1), images=len(rows) * images)
+    given = {"images": images, "steps": steps, "guidance": guidance, "prompts": [list(vars(row).values()) for row in rows]}
+    folder = session.folder(session.plan(**given))
+    if previous := session.finished(folder):
+        return previous
+    jobs = [(row, number) for row in rows for number in range(images)]
+    shards = [jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH)]
+
+    def file_of(job: tuple[Prompt, int]) -> Path:
+        return folder / f"images/{job[0].id}-{job[1]}.png"
+
+    def worker(shard: list[tuple[Prompt, int]]) -> None:
+        seeds = [row.image_seed(seed, number) for row, number in shard]
+        negative = [row.negative for row, _ in shard] if any(row.negative for row in rows) else None
+        made = session.denoiser.generate([row.prompt for row, _ in shard], seeds, steps=steps, guidance=guidance, negative=negative, batch=BATCH)
+        for job, picture in zip(shard, to_pictures(made), strict=True):
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            write_atomically(file_of(job), buffer.getvalue())
+
+    with session.patched():
+        run(shards, worker, done=lambda shard: all(file_of(job).exists() for job in shard), progress=session.bar("generating"))
+    lines = [
+        {
+            "id": row.id,
+            "prompt": row.prompt,
+            "seed": row.image_seed(seed, number),
+            "file": f"images/{row.id}-{number}.png",
+            "sha256": sha256_file(file_of((row, number))),
+        }
+        for row, number in jobs
+    ]
+    write_atomically(folder / "images.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    record = session.record(
+        "What does the model make of these prompts?",
+        given={"images": images, "steps": steps, "guidance": guidance, "prompts": len(rows)},
+        resolved=given | {"prompts": len(rows), "scheduler": "DDIM"},
+        metrics=[count("images", len(jobs))],
+        findings=[f"{len(jobs)} images of {len(rows)} prompts are in {folder.path / 'images'}."],
+    )
+    record.save(folder.path)
+    return session.outcome(record)

@@ -1,0 +1,140 @@
+"""`run`: the main job. Works, duplicates, memorisation, erasure, quality; one record a stage, one signed report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from assay.denoiser import Denoiser
+from assay.errors import AssayError, Misconfigured, Missing, Unsupported
+from assay.jobs.folder import OutFolder
+from assay.jobs.outcome import Outcome
+from assay.memorization import nearest
+from assay.record import Dossier, Entry, Record, sha256_file
+from assay.reports.render import write_report
+from assay.reports.signing import sign
+from assay.verbs.methods import method_row
+from assay.verbs.session import Session, Silent, works_for
+from assay.verbs.stages import METHODS, MainJob, Plan
+from assay.works import Works
+
+STAGES = ("first look", "works", "duplicates", "memorisation", "style erased", "object erased", "quality")
+
+
+def run(
+    model: str | Path | Denoiser = "emoji64",
+    *,
+    works: str | Path | Works | None = None,
+    plan: str | Path | Plan | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    key: str | Path | None = None,
+    dry_run: bool = False,
+    display: Any = None,
+) -> Outcome:
+    """Assay a model and leave a dossier: `report.html`, `dossier.json`, the records, and a signed manifest.
+
+    Args:
+        model: a built-in name, a folder, a hub id or a loaded denoiser.
+        works: the works to look for; those of the built-in model by default.
+        plan: numbers to override.
+        out: folder to write to; the same call goes on where it stopped.
+        seed: of everything random.
+        device: a torch device.
+        key: private key to sign with; one is made on first use.
+        dry_run: plan only.
+        display: shows progress.
+
+    Returns:
+        The outcome; `outcome.files["report"]` is the page.
+
+    Raises:
+        Missing: the model is not built in and no works are given.
+    """
+    session = Session("run", model, out or "assay-out", seed, device, (), display or Silent())
+    numbers = plan if isinstance(plan, Plan) else Plan.read(plan)
+    table = works_for(session, works)
+    if table is None:
+        raise Missing("A run needs works to look for.", "Give them with `--works`; `assay works import` makes them from a folder.")
+    cost = _cost(session, table, numbers) if table.column("split").count("calibration") else {}  # also checks the plan's settings
+    if dry_run:
+        return session.dry_run(**({"passes": 0} | cost))
+    folder = session.folder(session.plan(works=table.digest, **asdict(numbers)))
+    job = MainJob(session, table, numbers, folder)
+    work = dict(
+        zip(
+            STAGES,
+            (job.first_look, job.describe_works, job.find_duplicates, job.memorised, job.erase_style, job.erase_object, job.quality),
+            strict=True,
+        )
+    )
+    title = f"What {session.denoiser.name} learned"
+    for number, (stage, answer) in enumerate(work.items()):
+        out_of_stage = folder / stage.replace(" ", "-")
+        if not (out_of_stage / "record.json").exists():
+            session.display.say(f"stage {number + 1} of {len(STAGES)}: {stage}")
+            before, passes = session.record("").seconds, session.denoiser.passes
+            try:
+                record = answer(out_of_stage)
+            except (Unsupported, Misconfigured) as error:
+                record = _unanswered(session, stage, error)
+            timed = {"seconds": round(session.record("").seconds - before, 2), "passes": session.denoiser.passes - passes}
+            record.model_copy(update=timed).save(out_of_stage)
+        shutil.rmtree(out_of_stage / "shards", ignore_errors=True)
+        _write_dossier(folder, title, number + 1)
+    _write_summary(session, folder, numbers)
+    sign(folder.path, key)
+    page = folder / "report.html"
+    session.display.say(f"report: {page}")
+    return session.outcome(Record.load(folder.path), next=(f"assay report {folder.path} --verify --key {folder.path / 'public.pem'}",))
+
+
+def _unanswered(session: Session, stage: str, error: AssayError) -> Record:
+    return session.record(f"{stage.capitalize()}?", findings=[f"This could not be answered: {error.message} {error.hint}"], shows_not=["Anything."])
+
+
+def _write_dossier(folder: OutFolder, title: str, done: int) -> None:
+    entries = []
+    for stage in STAGES[:done]:
+        name = f"{stage.replace(' ', '-')}/record.json"
+        entries.append(Entry(stage=stage, record=name, sha256=sha256_file(folder / name)))
+    Dossier(title=title, complete=done == len(STAGES), stages=list(STAGES), entries=entries).save(folder.path)
+    write_report(folder.path)
+
+
+def _write_summary(session: Session, folder: OutFolder, numbers: Plan) -> None:
+    if (folder / "record.json").exists():
+        return
+    records = [Record.load(folder / stage.replace(" ", "-")) for stage in STAGES]
+    metrics = [
+        metric.model_copy(update={"name": f"{stage.replace(' ', '_')}.{metric.name}"})
+        for stage, record in zip(STAGES, records, strict=True)
+        for metric in record.metrics
+    ]
+    summary = session.record(
+        "What did the model learn, and what can be taken out of it?",
+        resolved=asdict(numbers),
+        metrics=metrics,
+        findings=[record.findings[0] for record in records if record.findings],
+        quarantined=sum(record.quarantined for record in records),
+    )
+    total = {"seconds": round(sum(record.seconds for record in records), 2), "passes": sum(record.passes for record in records)}
+    summary.model_copy(update=total).save(folder.path)
+
+
+def _cost(session: Session, works: Works, plan: Plan) -> dict[str, Any]:
+    preset = plan.preset or ("small" if session.built_in else "paper")
+    audited = nearest.cost(works, plan.of(nearest, "small", steps=plan.steps, guidance=plan.guidance))
+    images = 40 + 2 * 9 * plan.each + 2 * plan.quality
+    passes = images * plan.steps * 2 + audited["passes"]
+    training = 0
+    for method in METHODS:
+        module = import_module(method_row("erasure", method)["module"])
+        cost = module.cost(plan.of(module, preset))
+        passes += 2 * cost["passes"]
+        training += 2 * cost.get("training_passes", 0)
+    return {"passes": passes, "training_passes": training, "images": images + audited["images"]}

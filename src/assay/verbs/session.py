@@ -1,0 +1,221 @@
+"""What every verb needs around its work: the model, its patches, the plan, the clock, and the record at the end."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assay.denoiser import BUILT_IN, Denoiser, load
+from assay.errors import Misconfigured
+from assay.jobs.folder import OutFolder
+from assay.jobs.outcome import Outcome
+from assay.noise import generator
+from assay.patch import Patch
+from assay.patched import Patched
+from assay.record import Metric, Record, versions
+from assay.works import Works
+
+Progress = Callable[[int, int, str], None]
+
+
+class Silent:
+    """A display that shows nothing: the default of the Python functions."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show nothing."""
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+
+def parse_patch(text: str) -> tuple[Path, float]:
+    """Split `PATH[:SCALE]`.
+
+    Raises:
+        Misconfigured: the scale is no number.
+    """
+    path, _, scale = text.rpartition(":")
+    if not path or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        return Path(path), float(scale)
+    except ValueError as error:
+        raise Misconfigured(f"`{scale}` is no scale for the patch {path}.", "Write PATH or PATH:NUMBER.") from error
+
+
+@dataclass
+class Session:
+    """One run of one verb.
+
+    Args:
+        command: the verb.
+        model: a name, folder, hub id or a loaded denoiser.
+        out: the folder to write to.
+        seed: of everything random.
+        device: a torch device.
+        patches: `PATH[:SCALE]`, patches, or (patch, scale) pairs to put on.
+        display: shows progress.
+    """
+
+    command: str
+    model: str | Path | Denoiser
+    out: str | Path
+    seed: int = 0
+    device: str = "cpu"
+    patches: Sequence[str | Patch | tuple[Patch, float]] = ()
+    display: Any = field(default_factory=Silent)
+    started: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def stack(self) -> list[tuple[Patch, float]]:
+        """The patches with their scales, read from disk where they are paths."""
+        pairs = []
+        for item in self.patches:
+            if isinstance(item, str | Path):
+                path, scale = parse_patch(str(item))
+                pairs.append((Patch.load(path), scale))
+            else:
+                pairs.append((item, 1.0) if isinstance(item, Patch) else item)
+        return pairs
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The model, loaded when first needed, without patches."""
+        if isinstance(self.model, Denoiser):
+            return self.model
+        _ = self.stack  # a missing patch is cheaper to find than a model
+        self.display.say(f"loading {self.model}")
+        return load(self.model, device=self.device)
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the model is the built-in one."""
+        return (self.model.name if isinstance(self.model, Denoiser) else str(self.model)) in BUILT_IN
+
+    def patched(self) -> Patched:
+        """Put the patches on; a context manager."""
+        return Patched(self.denoiser, self.stack)
+
+    def plan(self, **settings: Any) -> dict[str, Any]:
+        """Return all that the result depends on."""
+        stack = [[patch.digest, scale] for patch, scale in self.stack]
+        return {"command": self.command, "model": self.denoiser.digest, "patches": stack, "seed": self.seed, **settings}
+
+    def folder(self, plan: dict[str, Any]) -> OutFolder:
+        """Bind the output folder to the plan."""
+        return OutFolder(self.out, plan)
+
+    def finished(self, folder: OutFolder) -> Outcome | None:
+        """Return the outcome if the plan was carried out before."""
+        if not folder.done:
+            return None
+        self.display.say(f"{folder.path} is complete already")
+        return self.outcome(Record.load(folder.path))
+
+    def bar(self, stage: str) -> Callable[..., None]:
+        """Return a progress callback (done, total, numbers?) for one stage."""
+
+        def show(done: int, total: int, numbers: dict[str, float] | None = None) -> None:
+            self.display(stage, done, total, ", ".join(f"{name} {value:.4g}" for name, value in (numbers or {}).items()))
+
+        return show
+
+    def record(self, question: str, **fields: Any) -> Record:
+        """Return a record with everything filled in that all verbs share."""
+        digests = {"model": self.denoiser.digest} | {f"patch:{patch.manifest.made_for}": patch.digest for patch, _ in self.stack}
+        return Record(
+            command=self.command,
+            question=question,
+            digests=digests | fields.pop("digests", {}),
+            seeds={"seed": self.seed},
+            seconds=round(time.monotonic() - self.started, 2),
+            passes=self.denoiser.passes,
+            peak_memory=peak_memory(),
+            versions=versions(),
+            **fields,
+        )
+
+    def outcome(self, record: Record, **more: Any) -> Outcome:
+        """Return the outcome, with every file in the folder that users look for."""
+        out = Path(self.out)
+        roles = {"record": "record.json", "patch": "patch.safetensors", "images": "images.jsonl", "report": "report.html", "dossier": "dossier.json"}
+        found = {role: str(out / name) for role, name in roles.items() if (out / name).exists()}
+        return Outcome(self.command, out, record, found | {p.file: str(out / p.file) for p in record.pictures}, **more)
+
+    def dry_run(self, passes: int, *, images: int = 0, training_passes: int = 0, extra_seconds: float = 0.0) -> Outcome:
+        """Measure one small pass and return the plan: passes, seconds and bytes.
+
+        Args:
+            passes: forward passes of the denoiser, in samples.
+            images: images to decode or encode.
+            training_passes: passes with gradients, in samples; a backward pass costs about two forward ones.
+            extra_seconds: anything else.
+        """
+        second_per_pass, second_per_image = bare_speed(self.denoiser)
+        seconds = (passes + 3 * training_passes) * second_per_pass + images * second_per_image + extra_seconds
+        plan = {"passes": passes + training_passes, "seconds": round(seconds, 1), "peak_memory": peak_memory() + 8 * 2**20}
+        lines = [f"plan: {plan['passes']} passes of the denoiser, {images} images, about {seconds:.0f} s, {plan['peak_memory'] / 2**20:.0f} MiB"]
+        return Outcome(self.command, None, None, extra={"plan": plan, "lines": lines})
+
+
+def bare_speed(denoiser: Denoiser, batch: int = 16) -> tuple[float, float]:
+    """Measure seconds per sample of one denoiser pass and of one decoding, on this machine now."""
+    conditioning = denoiser.conditioning([""]).expand(batch)
+    x = torch.randn((batch, *denoiser.latent_shape), generator=generator("speed")).to(denoiser.device)
+    t = torch.full((batch,), 500, device=denoiser.device)
+    times = []
+    with torch.no_grad():
+        for work in (lambda: denoiser.predict(x, t, conditioning), lambda: denoiser.images(x)):
+            work()
+            start = time.perf_counter()
+            work()
+            work()
+            times.append((time.perf_counter() - start) / (2 * batch))
+    denoiser.passes -= 3 * batch
+    return times[0], times[1]
+
+
+def peak_memory() -> int:
+    """Return the largest resident memory of this process so far, in bytes; on a GPU, of the device."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def zoo(*parts: str) -> Path:
+    """Return a path in the package's zoo."""
+    return Path(str(files("assay"))).joinpath("zoo", *parts)
+
+
+def works_for(session: Session, path: str | Path | Works | None) -> Works | None:
+    """Return the works given, else those of the built-in model (its core), else None."""
+    if isinstance(path, Works):
+        return path
+    if path is not None:
+        return Works.read(path)
+    return builtin_works() if session.built_in else None
+
+
+def builtin_works(subset: str | None = "core") -> Works:
+    """Return the works of the built-in world: those of one subset, or all if None."""
+    works = Works.read(zoo("works"))
+    return works if subset is None else works.where(lambda row: row["attributes"].get("subset") == subset)
+
+
+def count(name: str, value: float, better: str = "neither") -> Metric:
+    """Return a metric that is a plain count."""
+    return Metric(name=name, value=value, n=int(value), better=better)  # pyright: ignore[reportArgumentType]
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    """Return the distinct values in order."""
+    return list(dict.fromkeys(values))

@@ -1,0 +1,347 @@
+"""The stages of the main job: each asks one question and answers it with one record."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from assay import settings as method_settings
+from assay.concept import Concept
+from assay.denoiser import to_pictures
+from assay.errors import BadInput, Misconfigured, Missing, Unsupported
+from assay.jobs.folder import OutFolder
+from assay.judge import JudgeLike
+from assay.memorization import nearest
+from assay.noise import numpy_generator
+from assay.patch import Patch
+from assay.patched import Patched
+from assay.record import Metric, Record, Table
+from assay.reports.pictures import grid, save_picture
+from assay.verbs.erase import concept_for
+from assay.verbs.evaluate import SHOWS_NOT, Scene, accuracies, distances, images_of, judge_for, pair_prompt, scene
+from assay.verbs.methods import method_row
+from assay.verbs.session import Session
+from assay.works import Works
+from assay.works import concepts as known
+from assay.works import info as describe
+
+METHODS = ("uce", "esd")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run; a TOML file may override each."""
+
+    style: str = ""
+    """The style to erase; empty: twemoji for the built-in model, else the works' second most frequent."""
+    object: str = ""
+    """The object family to erase; empty: cat for the built-in model, else the word that most titles share."""
+    preset: str = ""
+    """Preset of the erasers; empty: small for the built-in model, else paper. The audit is always the small one."""
+    each: int = 24
+    """Prompts drawn of target, neighbours and rest for each erasure."""
+    quality: int = 48
+    """Prompts drawn for each part of the quality stage."""
+    steps: int = 20
+    """DDIM steps."""
+    guidance: float = 4.0
+    """Scale of classifier-free guidance."""
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of methods that differ from the preset, by method: `[settings.esd]` in the file."""
+
+    def of(self, module: Any, preset: str, **shared: Any) -> Any:
+        """Return a method's settings under this plan.
+
+        Raises:
+            Misconfigured: the plan names a setting that the method does not have.
+        """
+        given = shared | self.settings.get(module.__name__.rpartition(".")[2], {})
+        return method_settings.resolve(module.Settings, module.PRESETS, preset, given)
+
+    @classmethod
+    def read(cls, path: str | Path | None) -> Plan:
+        """Read overrides from a TOML file.
+
+        Raises:
+            Missing: there is no such file.
+            BadInput: it is no TOML.
+            Misconfigured: it names an unknown field, or a value has the wrong type.
+        """
+        if path is None:
+            return cls()
+        try:
+            given = tomllib.loads(Path(path).read_text())
+        except FileNotFoundError as error:
+            raise Missing(f"There is no plan at {path}.", "Give a TOML file, or leave `--plan` out.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path} is no TOML: {error}.", "Mend the line it names.") from error
+        types = {name: type(value) for name, value in asdict(cls()).items()}
+        for key, value in given.items():
+            if key not in types:
+                raise Misconfigured(f"A plan has no `{key}`.", f"It has {', '.join(types)}.")
+            if not isinstance(value, types[key]) and not (types[key] is float and isinstance(value, int)):
+                raise Misconfigured(f"`{key}` must be {types[key].__name__}; got {value!r}.", f"Mend it in {path}.")
+        return cls(**given)
+
+
+@dataclass
+class MainJob:
+    """One run: what the stages share, and the stages."""
+
+    session: Session
+    works: Works
+    plan: Plan
+    folder: OutFolder
+
+    @cached_property
+    def judge(self) -> JudgeLike:
+        """Who judges every image of the run."""
+        return judge_for(self.session, self.works)
+
+    @cached_property
+    def style(self) -> Concept:
+        """The style to erase.
+
+        Raises:
+            Unsupported: the works declare fewer than two styles.
+        """
+        styles = known.styles(self.works)
+        if len(styles) < 2 and not self.plan.style:
+            raise Unsupported("The works declare fewer than two styles, so there is no style to erase.", "Declare styles in the works.")
+        return concept_for(self.session, self.works, self.plan.style or ("twemoji" if self.session.built_in else styles[1]), "style")
+
+    @cached_property
+    def object(self) -> Concept:
+        """The object family to erase.
+
+        Raises:
+            Unsupported: the works declare no titles.
+        """
+        titles = known.titles(self.works.where(lambda row: row["split"] == "member" and row["copies"] > 0))
+        words = Counter(word for title in titles for word in dict.fromkeys(title.lower().split()))
+        most = [word for word, number in words.most_common() if number <= max(1, len(titles) // 2)]
+        if not most and not self.plan.object:
+            raise Unsupported("The works declare no titles, so there is no object to erase.", "Declare titles in the works.")
+        return concept_for(self.session, self.works, self.plan.object or ("cat" if self.session.built_in else most[0]), "object")
+
+    def scene(self, concept: Concept | None) -> Scene:
+        """Return the prompts that an erasure is judged by."""
+        return scene(self.session, self.works, concept, each=self.plan.each)
+
+    def images(self, what: Scene, kept: Path, label: str) -> torch.Tensor:
+        """Generate the images of a scene, resumable."""
+        options = {"seed": self.session.seed, "steps": self.plan.steps, "guidance": self.plan.guidance}
+        return images_of(self.session.denoiser, what.rows, **options, folder=kept, progress=self.session.bar(label))
+
+    def erased(self, concept: Concept, method: str) -> Patch:
+        """Erase a concept, or read the patch if it was made before."""
+        where = self.folder / f"patches/{concept.kind}-{method}"
+        if (where / "patch.safetensors").exists():
+            return Patch.load(where)
+        module = import_module(method_row("erasure", method)["module"])
+        chosen = self.plan.of(module, self.plan.preset or ("small" if self.session.built_in else "paper"))
+        bar = self.session.bar(f"erasing {concept.name} by {method}")
+        made = module.erase(self.session.denoiser, concept, chosen, seed=self.session.seed, progress=bar, folder=where / "training")
+        made.save(where / "patch.safetensors")
+        return made
+
+    def first_look(self, out: Path) -> Record:
+        """Show the same prompts in every style, before and after one style is erased.
+
+        Raises:
+            Unsupported: the works declare no titles.
+        """
+        styles = known.styles(self.works)[:4]
+        drawn_in: dict[str, set[str]] = {}
+        for title, style, split in zip(*(self.works.column(name) for name in ("title", "style", "split")), strict=True):
+            if title and style in styles and split == "member":
+                drawn_in.setdefault(title, set()).add(style)
+        complete = [title for title, found in drawn_in.items() if len(found) == len(styles)] or list(drawn_in)
+        if not complete:
+            raise Unsupported("The works declare no titles, so there is nothing to ask for by name.", "Declare titles in the works.")
+        chosen = numpy_generator(self.session.seed, "first look").permutation(np.array(complete, dtype=object))[:5].tolist()
+        what = Scene([pair_prompt(self.session, title, style) for title in chosen for style in styles], {})
+        before = to_pictures(self.images(what, out / "shards/base", "first look: base"))
+        with Patched(self.session.denoiser, [(self.erased(self.style, "uce"), 1.0)]):
+            after = to_pictures(self.images(what, out / "shards/uce", f"first look: {self.style.name} erased"))
+        columns = len(styles)
+        rows = [before[i : i + columns] + after[i : i + columns] for i in range(0, len(before), columns)]
+        picture = grid(
+            rows, chosen, [*styles, *(f"{style} (erased)" if style == self.style.name else f"{style}, after" for style in styles)], scale=2
+        )
+        picture_of = save_picture(
+            picture, out, "first-look.png", f"The same prompts in every style: left the base, right after erasing {self.style.name}."
+        )
+        self.session.display.say(f"first picture: {out / 'first-look.png'}")
+        return self.session.record(
+            "What does the model draw, and can one style be taken out?",
+            method="uce",
+            resolved=asdict(self.plan),
+            findings=[f"The model was trained on {len(styles)} styles; UCE rewrote `{self.style.name}` to mean `{self.style.anchor}`."],
+            shows_not=["A few prompts, drawn by lot; the chapters below measure."],
+            pictures=[picture_of],
+        )
+
+    def describe_works(self, out: Path) -> Record:
+        """Describe the works: creators, licences, splits."""
+        return self._complete(describe.info(self.works))
+
+    def find_duplicates(self, out: Path) -> Record:
+        """Find near-duplicates among the works."""
+        return self._complete(describe.duplicates(self.works, 0.05))
+
+    def memorised(self, out: Path) -> Record:
+        """Look for works that come out of the model."""
+        chosen = self.plan.of(nearest, "small", steps=self.plan.steps, guidance=self.plan.guidance)
+        made = nearest.audit(
+            self.session.denoiser,
+            self.works,
+            chosen,
+            judge=self.judge,
+            seed=self.session.seed,
+            progress=self.session.bar("memorisation"),
+            folder=out / "shards",
+        )
+        pictures = [save_picture(image, out, name, _caption(name)) for name, image in made.pictures.items()]
+        return self._complete(made.record.model_copy(update={"pictures": pictures}))
+
+    def erase_style(self, out: Path) -> Record:
+        """Erase a style by every method and measure what remains."""
+        return self._erase(self.style, out)
+
+    def erase_object(self, out: Path) -> Record:
+        """Erase an object family by every method and measure what remains."""
+        return self._erase(self.object, out)
+
+    def _erase(self, concept: Concept, out: Path) -> Record:
+        what = self.scene(concept)
+        if "target" not in what.groups:
+            raise Unsupported(f"No ordinary member shows `{concept.name}`, so its erasure cannot be measured.", "Choose another in the plan.")
+        images = {"base": self.images(what, out / "shards/base", f"{concept.name}: base")}
+        metrics = accuracies(self.judge, images["base"], what, "base.")
+        patches: dict[str, Patch] = {}
+        for method in METHODS:
+            patches[method] = self.erased(concept, method)
+            with Patched(self.session.denoiser, [(patches[method], 1.0)]):
+                images[method] = self.images(what, out / f"shards/{method}", f"{concept.name}: {method}")
+            metrics += accuracies(self.judge, images[method], what, f"{method}.")
+            metrics += distances(self.judge, images[method], images["base"], what, self.session.seed, f"{method}.")
+        chosen = [index for indices in what.groups.values() for index in indices[:4]]
+        rows = [to_pictures(torch.stack([images[name][index] for name in images])) for index in chosen]
+        labels = [f"{what.rows[index].title}, {what.rows[index].style}" for index in chosen]
+        picture = grid(rows, labels, ["base", *METHODS], scale=2)
+        caption = f"The same prompts and seeds: {concept.name} erased. Rows from the top: target, neighbours, everything else."
+        head = "style" if concept.kind == "style" else "title"
+        return self.session.record(
+            f"Can the {concept.kind} `{concept.name}` be taken out, and what else goes with it?",
+            method=", ".join(METHODS),
+            given={"concept": concept.name, "kind": concept.kind},
+            resolved=asdict(self.plan) | {"anchor": concept.anchor, "members": list(concept.members), "template": what.rows[0].prompt},
+            digests={"judge": self.judge.digest, "works": self.works.digest} | {f"patch:{name}": patch.digest for name, patch in patches.items()},
+            metrics=metrics,
+            findings=_erasure_findings(metrics, concept, head),
+            shows_not=SHOWS_NOT,
+            tables=[_erasure_table(metrics)],
+            pictures=[save_picture(picture, out, "erased.png", caption)],
+        )
+
+    def quality(self, out: Path) -> Record:
+        """Measure what the base can draw: trained pairs, pairs never trained, and the works themselves as the yardstick."""
+        metrics: list[Metric] = []
+        shown = []
+        for name, keep in (("trained", "member"), ("untrained", "holdout")):
+            rows = self.works.where(
+                lambda row, keep=keep: row["split"] == keep and bool(row["title"]) and bool(row["style"]) and "canary" not in row["attributes"]
+            )
+            rows = rows.take(range(0, len(rows), max(1, len(rows) // self.plan.quality))[: self.plan.quality])
+            if not len(rows):
+                continue
+            what = Scene([pair_prompt(self.session, row["title"], row["style"]) for row in rows], {name: list(range(len(rows)))})
+            made = self.images(what, out / f"shards/{name}", f"quality: {name} pairs")
+            real = torch.from_numpy(rows.pixels(64)).permute(0, 3, 1, 2).float() / 255
+            metrics += accuracies(self.judge, made, what) + accuracies(self.judge, real, what, "real.")
+            count = min(8, len(rows))
+            shown += [[rows.image(index) for index in range(count)], to_pictures(made[:count])]
+        size = max((image.width for row in shown for image in row), default=64)
+        shown = [[image.resize((size, size)) for image in row] for row in shown]
+        labels = ["works, trained", "generated", "works, never trained", "generated"][: len(shown)]
+        value = {metric.name: metric for metric in metrics}
+        found = []
+        for name in ("trained", "untrained"):
+            for head in ("style", "title"):
+                ours, theirs = value.get(f"{name}.{head}"), value.get(f"real.{name}.{head}")
+                if ours and theirs and ours.value is not None and theirs.value:
+                    seen = f"names the {head} of {ours.value:.0%} of images, of {theirs.value:.0%} of the real works"
+                    found.append(f"On {name} pairs the judge {seen}: ratio {ours.value / theirs.value:.2f}, n = {ours.n}.")
+        return self.session.record(
+            "How well does the base draw what it was trained on, and what it was not?",
+            resolved=asdict(self.plan),
+            digests={"judge": self.judge.digest, "works": self.works.digest},
+            metrics=metrics,
+            findings=found or ["The works declare no titles and styles, so quality could not be judged."],
+            shows_not=[
+                "The judge is itself uncertain: read its accuracy on real works beside each figure.",
+                "Fidelity to a trained pair is no proof of memorising it.",
+            ],
+            pictures=[
+                save_picture(grid(shown, labels, scale=2), out, "quality.png", "Works and what the model draws for the same titles and styles.")
+            ]
+            if shown
+            else [],
+        )
+
+    def _complete(self, record: Record) -> Record:
+        ours = self.session.record(record.question)
+        update = {
+            "digests": ours.digests | record.digests,
+            "seeds": ours.seeds,
+            "versions": ours.versions,
+            "command": "run",
+            "peak_memory": ours.peak_memory,
+        }
+        return record.model_copy(update=update)
+
+
+def _caption(name: str) -> str:
+    return {"clearest.png": "The clearest memorised canary: generated images beside the work and its creator."}.get(
+        name, name.removesuffix(".png").replace("-", " ")
+    )
+
+
+def _erasure_table(metrics: Sequence[Metric]) -> Table:
+    value = {metric.name: metric for metric in metrics}
+    columns = ["target.style", "target.title", "neighbours.style", "neighbours.title", "rest.style", "rest.title", "kid.judge", "kid.judge.floor"]
+    rows = []
+    for method in ("base", *METHODS):
+        cells = [value.get(f"{method}.{column}") for column in columns]
+        rows.append([method, *("" if cell is None or cell.value is None else round(cell.value, 4) for cell in cells)])
+    return Table(title="Accuracy by method, and distance from the base on what was to stay", columns=["method", *columns], rows=rows)
+
+
+def _erasure_findings(metrics: Sequence[Metric], concept: Concept, head: str) -> list[str]:
+    value = {metric.name: metric for metric in metrics}
+    found = []
+    base = value.get(f"base.target.{head}")
+    chance = base.chance or 0.0 if base else 0.0
+    for method in METHODS:
+        now, rest, rest_before = value.get(f"{method}.target.{head}"), value.get(f"{method}.rest.{head}"), value.get(f"base.rest.{head}")
+        if base is None or now is None or now.value is None or base.value is None:
+            continue
+        beside = (
+            f"; on everything else from {rest_before.value:.0%} to {rest.value:.0%}"
+            if rest and rest_before and rest.value is not None and rest_before.value is not None
+            else ""
+        )
+        found.append(f"{method.upper()} brings `{concept.name}` from {base.value:.0%} to {now.value:.0%} (chance {chance:.0%}){beside}.")
+    if base and base.low is not None and base.low <= chance:
+        found.insert(0, f"The base itself shows `{concept.name}` no more often than chance would, so its erasure is not evidence of anything.")
+    return found or [f"The judge cannot name `{concept.name}`, so its erasure could not be measured."]

@@ -1,0 +1,248 @@
+"""What a table of works holds, as records: who made them under which licences, and which are nearly the same."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from assay.errors import Misconfigured
+from assay.record import Metric, Record, Table, versions
+from assay.works.clusters import SIDE, THRESHOLD, close_pairs, join, thumbnails
+from assay.works.table import Works
+
+NOTICES = {"mit", "apache", "bsd", "isc", "ofl", "zlib", "mpl", "gpl", "agpl", "lgpl"}
+COPYLEFT = {"gpl", "agpl", "lgpl", "mpl", "odbl"}
+FREE = {"cc0", "unlicense", "0bsd", "publicdomain", "pdm"}
+UNSTATED = "not stated"
+TOP, ROWS, CLUSTERS, MEMBERS = 20, 50, 20, 8
+
+
+def obligations(licence: str | None) -> list[str]:
+    """Return what a licence obliges to, from its name or address: attribution, notice, share alike, no commerce, no derivatives.
+
+    An empty list is a licence that asks for nothing; ["unknown"] one that is not stated or not known here.
+    """
+    words = set(re.split(r"[^a-z0-9]+", (licence or "").lower()))
+    if words & FREE or {"public", "domain"} <= words:
+        return []
+    commons = bool(words & {"cc", "creativecommons"})
+    held = {
+        "attribution": commons and "by" in words,
+        "notice": bool(words & NOTICES),
+        "share alike": bool(words & COPYLEFT) or (commons and "sa" in words),
+        "no commerce": commons and "nc" in words,
+        "no derivatives": commons and "nd" in words,
+    }
+    return [duty for duty, binding in held.items() if binding] or ["unknown"]
+
+
+def info(works: Works) -> Record:
+    """Count works by split, style, group, licence and creator.
+
+    Args:
+        works: any works; nothing is decoded.
+
+    Returns:
+        A record with metrics `works.count`, `works.creators`, `works.licences` and `works.credited` (share of works whose creator is named).
+    """
+    start = perf_counter()
+    creators, licences = Counter(works.column("creator")), Counter(works.column("license"))
+    total, named = len(works), len(works) - creators[None]
+    return Record(
+        command="works",
+        question="Who made these works, under which licences, and what are they for?",
+        method="info",
+        digests={"works": works.digest},
+        metrics=[
+            Metric(name="works.count", value=total, n=total),
+            Metric(name="works.creators", value=len(set(creators) - {None}), n=total),
+            Metric(name="works.licences", value=len(set(licences) - {None}), n=total),
+            Metric(name="works.credited", value=named / total if total else None, n=total, better="higher"),
+        ],
+        findings=[credit(creators), *duties(licences), shown(works)],
+        shows_not=[
+            "Creators and licences are as the source declares them; nobody was asked, and no licence text was read.",
+            "Creators are told apart by their names as written: one person under two spellings counts twice, two namesakes count once.",
+            "Whether a licence permits training is a question of law that no count answers.",
+        ],
+        tables=[
+            splits_table(works),
+            *(counted(f"Works by {name}", name, works.column(name), ROWS) for name in ("style", "group")),
+            licence_table(licences),
+            counted("Works by creator", "creator", works.column("creator"), TOP),
+        ],
+        seconds=perf_counter() - start,
+        versions=versions(),
+    )
+
+
+def credit(creators: Counter[str | None]) -> str:
+    """Say how many creators there are, and how unevenly the works are theirs."""
+    total, named = creators.total(), {name: number for name, number in creators.items() if name is not None}
+    if not named:
+        return f"None of the {total:,} works names its creator."
+    first, most = max(named.items(), key=lambda pair: pair[1])
+    unnamed = f"; {creators[None]:,} name none" if creators[None] else ""
+    return f"{total:,} works by {len(named):,} named creators, {first} with the most ({most:,}, {most / total:.0%}){unnamed}."
+
+
+def duties(licences: Counter[str | None]) -> list[str]:
+    """Say which licences oblige to what, a sentence for each duty that occurs."""
+    sentences = {
+        "attribution": "must be credited to their creators",
+        "share alike": "oblige whoever adapts them to share alike",
+        "notice": "must keep their licence notice",
+        "no commerce": "may not be used commercially",
+        "no derivatives": "may not be adapted",
+        "unknown": "are under terms that assay does not know, to be read by a person",
+    }
+    found = []
+    for duty, sentence in sentences.items():
+        bound = {licence or UNSTATED: number for licence, number in licences.items() if duty in obligations(licence)}
+        if bound:
+            found.append(f"{sum(bound.values()):,} works {sentence} ({', '.join(sorted(bound))}).")
+    return found
+
+
+def shown(works: Works) -> str:
+    """Say what training sees."""
+    copies = np.array([number or 0 for number in works.column("copies")], dtype=np.int64)
+    return f"Training shows {np.count_nonzero(copies):,} of {len(works):,} works, {copies.sum():,} showings an epoch."
+
+
+def counted(title: str, column: str, values: Iterable[Any], most: int) -> Table:
+    """Count values, the most frequent first, ties in the order of their names, and list the first `most`."""
+    counts = Counter(UNSTATED if value is None else value for value in values)
+    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    title = title if len(ranked) <= most else f"{title}, the first {most} of {len(ranked):,}"
+    return Table(title=title, columns=[column, "works", "share"], rows=[[name, number, number / counts.total()] for name, number in ranked[:most]])
+
+
+def splits_table(works: Works) -> Table:
+    """Count works and showings by split."""
+    numbers, showings = Counter(), Counter()
+    for split, copies in zip(works.column("split"), works.column("copies"), strict=True):
+        numbers[split or UNSTATED] += 1
+        showings[split or UNSTATED] += copies or 0
+    rows = [[split, number, number / len(works), showings[split]] for split, number in sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0]))]
+    return Table(title="Works by split", columns=["split", "works", "share", "showings an epoch"], rows=rows)
+
+
+def licence_table(licences: Counter[str | None]) -> Table:
+    """Count works by licence, with what each obliges to."""
+    ranked = sorted(licences.items(), key=lambda pair: (-pair[1], pair[0] or ""))
+    rows = [[licence or UNSTATED, number, ", ".join(obligations(licence)) or "nothing"] for licence, number in ranked]
+    return Table(title="Works by licence", columns=["licence", "works", "obliges to"], rows=rows)
+
+
+def features(works: Works) -> np.ndarray:
+    """Return the thumbnails that near-duplicates are told by, 512 works decoded at a time: float32, (n, 768)."""
+    blocks = [thumbnails(works.take(range(start, min(start + 512, len(works)))).pixels(64)) for start in range(0, len(works), 512)]
+    return np.concatenate([np.zeros((0, SIDE * SIDE * 3), np.float32), *blocks])
+
+
+def duplicates(works: Works, threshold: float = THRESHOLD) -> Record:
+    """Find works that are nearly the same, and pairs of them that should be apart.
+
+    Args:
+        works: any works; pictures of every size are compared as 16x16 thumbnails of their middle square.
+        threshold: root mean square difference in [0, 1] below which two thumbnails are near-duplicates.
+
+    Returns:
+        A record with metrics `duplicates.share` (works with a near-duplicate), `.pairs`, `.clusters`, `.largest`, `.cross_style` and
+        `.cross_split` (pairs).
+
+    Raises:
+        Misconfigured: the threshold is not between 0 and 1.
+    """
+    if not 0 < threshold <= 1:
+        raise Misconfigured(f"The threshold {threshold} is not between 0 and 1.", f"Leave it at {THRESHOLD}, or choose one near it.")
+    start = perf_counter()
+    thumbs = features(works)
+    pairs = close_pairs(thumbs, threshold)
+    labels = join(len(works), pairs)
+    sizes = np.bincount(labels, minlength=1)
+    styles, splits = (np.array(works.column(name), dtype=object)[pairs] for name in ("style", "split"))
+    crossing, leaking = styles[:, 0] != styles[:, 1], splits[:, 0] != splits[:, 1]
+    seen = leaking & (splits == "member").any(1)
+    figures = {
+        "clusters": np.count_nonzero(sizes > 1),
+        "largest": sizes.max() if len(pairs) else 0,
+        "pairs": len(pairs),
+        "cross_style": crossing.sum(),
+        "cross_split": leaking.sum(),
+    }
+    affected, total = int(sizes[sizes > 1].sum()), len(works)
+    share = Metric(name="duplicates.share", value=affected / total if total else None, n=total, better="lower")
+    return Record(
+        command="works",
+        question="Which of these works are nearly the same, and does that let one split leak into another?",
+        method="duplicates",
+        given={"threshold": threshold},
+        resolved={"threshold": threshold, "side": SIDE},
+        digests={"works": works.digest},
+        metrics=[share, *(Metric(name=f"duplicates.{name}", value=float(value), n=total, better="lower") for name, value in figures.items())],
+        findings=[leak(leaking.sum(), seen.sum()), *repeated(affected, total, figures)],
+        shows_not=[
+            f"Only thumbnails of {SIDE}x{SIDE} pixels of the middle square were compared: works that differ in fine detail alone count as the same,"
+            " and a work that was turned, mirrored, cropped or coloured anew counts as another.",
+            "A cluster joins works step by step: its two ends may differ by more than the threshold.",
+            "That two works look alike does not say that one was copied from the other.",
+        ],
+        tables=[sizes_table(sizes), clusters_table(works, labels, sizes), pairs_table(works, thumbs, pairs[leaking])],
+        seconds=perf_counter() - start,
+        versions=versions(),
+    )
+
+
+def leak(pairs: int, seen: int) -> str:
+    """Say whether near-duplicates sit on two sides of a split, `seen` of the pairs with a member on one side."""
+    if not pairs:
+        return "No near-duplicates are in different splits."
+    return f"Leak: {pairs:,} pairs of near-duplicates are in different splits, {seen:,} of them a member and a work that counts as unseen."
+
+
+def repeated(affected: int, total: int, figures: dict[str, Any]) -> list[str]:
+    """Say how many works have near-duplicates, and whether styles share them."""
+    if not affected:
+        return [f"None of the {total:,} works has a near-duplicate."]
+    return [
+        f"{affected:,} of {total:,} works ({affected / total:.1%}) have a near-duplicate:"
+        f" {figures['clusters']:,} clusters, the largest of {figures['largest']:,} works.",
+        f"{figures['cross_style']:,} of {figures['pairs']:,} pairs of near-duplicates are in different styles.",
+    ]
+
+
+def sizes_table(sizes: np.ndarray) -> Table:
+    """Count clusters by size, works alone included."""
+    rows = [[size, number, size * number] for size, number in sorted(Counter(sizes[sizes > 0].tolist()).items())]
+    return Table(title="Near-duplicate clusters by size", columns=["works in a cluster", "clusters", "works"], rows=rows)
+
+
+def clusters_table(works: Works, labels: np.ndarray, sizes: np.ndarray) -> Table:
+    """List the largest clusters: size, styles and splits of all their works, titles and ids of the first."""
+    titles, ids, *others = (works.column(name) for name in ("title", "id", "style", "split"))
+    rows = []
+    for label in [label for label in np.argsort(-sizes, kind="stable")[:CLUSTERS] if sizes[label] > 1]:
+        members = np.flatnonzero(labels == label).tolist()
+        spread = [", ".join(sorted({column[index] or UNSTATED for index in members})) for column in others]
+        first = members[:MEMBERS]
+        rows.append([len(members), *spread, ", ".join(titles[index] or UNSTATED for index in first), ", ".join(ids[index][:12] for index in first)])
+    title = f"Largest clusters of near-duplicates, with up to {MEMBERS} works of each"
+    return Table(title=title, columns=["works", "styles", "splits", "titles", "ids"], rows=rows)
+
+
+def pairs_table(works: Works, thumbs: np.ndarray, pairs: np.ndarray) -> Table:
+    """List the closest pairs that cross splits."""
+    distances = np.sqrt(((thumbs[pairs[:, 0]].astype(np.float64) - thumbs[pairs[:, 1]]) ** 2).mean(1))
+    ids, titles, splits = works.column("id"), works.column("title"), works.column("split")
+    rows = []
+    for index in np.argsort(distances, kind="stable")[:TOP]:
+        sides = [f"{titles[side] or UNSTATED} ({splits[side] or UNSTATED}, {ids[side][:12]})" for side in pairs[index].tolist()]
+        rows.append([*sides, round(float(distances[index]), 4)])
+    return Table(title="Closest pairs of near-duplicates in different splits", columns=["one", "other", "difference"], rows=rows)

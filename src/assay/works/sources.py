@@ -1,0 +1,161 @@
+"""Where works come from: folders, JSONL, CSV and Parquet files, each read as a stream of candidates that fail one by one."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from assay.errors import BadInput, Missing, Unsupported
+from assay.works.fields import contents, parsed, pick, texts, unicode
+
+LISTS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A work not yet read, so that a damaged one fails by itself."""
+
+    name: str
+    """Path in the folder, FILE:LINE of a text table, or FILE:ROW of a Parquet file, counted from 0."""
+    folder: Path
+    """Where its relative paths start."""
+    read: Callable[[], dict[str, Any]]
+    """Return its columns under the names that the source has; raises `BadInput` with the reason if there are none to be had."""
+
+
+def candidates(source: Path) -> Iterator[Candidate]:
+    """Return the works of a source, unread.
+
+    Args:
+        source: a folder of images with sidecars, or with `metadata.jsonl`, `.csv` or `.parquet`; a folder of Parquet files; one such file.
+
+    Raises:
+        Missing: there is nothing at `source`.
+        Unsupported: it is a file of another kind.
+    """
+    if not source.exists():
+        raise Missing(f"There is no {source}.", "Give a folder of images, or a .jsonl, .csv or .parquet file.")
+    if source.is_dir():
+        tables = [] if any((source / name).is_file() for name in LISTS) else sorted(source.glob("*.parquet"))
+        return (candidate for table in tables for candidate in from_parquet(table)) if tables else from_folder(source)
+    kinds = {".jsonl": from_json_lines, ".csv": from_csv, ".parquet": from_parquet}
+    if source.suffix.lower() not in kinds:
+        raise Unsupported(f"Works cannot be imported from {source}.", "Give a folder of images, or a .jsonl, .csv or .parquet file.")
+    return kinds[source.suffix.lower()](source)
+
+
+def from_folder(folder: Path) -> Iterator[Candidate]:
+    """Yield the images of a folder tree in the order of paths; a folder with a list gives what the list names instead.
+
+    What has no extension of a readable image, and what is hidden, is passed over.
+    """
+    readable = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        inner = Path(parent).relative_to(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if listed := [name for name in LISTS if name in names]:
+            folders.clear()
+            yield from (replace(found, name=(inner / found.name).as_posix()) for found in candidates(Path(parent, listed[0])))
+            continue
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix.lower() in readable and not name.startswith("."):
+                yield Candidate((inner / name).as_posix(), folder, partial(beside, path))
+
+
+def refuse(error: OSError) -> None:
+    """Stop at a folder that cannot be listed, whose works would else be lost without a word.
+
+    Raises:
+        Missing: always.
+    """
+    raise Missing(f"{error.filename} cannot be listed: {error.strerror}.", "Make it readable, or move it away.") from error
+
+
+def beside(path: Path) -> dict[str, Any]:
+    """Read the sidecars of an image: NAME.json with columns, a caption or a list of captions; NAME.txt with one caption a line."""
+    notes, lines = path.with_suffix(".json"), path.with_suffix(".txt")
+    found = parsed(contents(notes)) if notes.exists() else {}
+    row = found if isinstance(found, dict) else {"captions": found}
+    if lines.exists() and not texts(pick(row, "captions")):
+        row = row | {"captions": unicode(contents(lines)).splitlines()}
+    return row | {"image": path.absolute()}
+
+
+def from_json_lines(path: Path) -> Iterator[Candidate]:
+    """Yield one work a line.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield Candidate(f"{path.name}:{number}", path.parent, partial(keyed, line))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}.", "Make it readable.") from error
+
+
+def keyed(line: bytes) -> dict[str, Any]:
+    """Parse one line of JSONL.
+
+    Raises:
+        BadInput: it is no JSON object.
+    """
+    row = parsed(line)
+    if not isinstance(row, dict):
+        raise BadInput("The line is no JSON object.")
+    return row
+
+
+def from_csv(path: Path) -> Iterator[Candidate]:
+    """Yield one work a row.
+
+    Raises:
+        BadInput: the file is not UTF-8, or no CSV.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            for row in rows:
+                yield Candidate(f"{path.name}:{rows.line_num}", path.parent, partial(headed, row))
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise BadInput(f"{path} cannot be read as CSV: {error}.", "Save it as CSV in UTF-8.") from error
+
+
+def headed(row: dict[Any, Any]) -> dict[str, Any]:
+    """Pass on a row of CSV if every field has a head.
+
+    Raises:
+        BadInput: the row is longer than the head, so that its fields cannot be told apart.
+    """
+    if None in row:
+        raise BadInput("The row has more fields than the head of the table.")
+    return row
+
+
+def from_parquet(path: Path) -> Iterator[Candidate]:
+    """Yield one work a row, sixteen in memory at a time.
+
+    Raises:
+        BadInput: the file is damaged, or no Parquet file.
+    """
+    numbers = count()
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=16):
+                for row in batch.to_pylist():
+                    yield Candidate(f"{path.name}:{next(numbers)}", path.parent, partial(dict, row))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as Parquet: {error}.", "It may be damaged or cut short: fetch or write it anew.") from error

@@ -1,0 +1,176 @@
+"""`Works`: an immutable table of captioned images, with who made each, under which licence, and what it is for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from assay.errors import BadInput, Missing, NoRoom
+from assay.works.images import decode, fit
+
+SCHEMA = pa.schema([
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("file_hash", pa.string()),
+    pa.field("image", pa.binary(), nullable=False),
+    pa.field("captions", pa.list_(pa.string()), nullable=False),
+    pa.field("title", pa.string()),
+    pa.field("tags", pa.list_(pa.string())),
+    pa.field("style", pa.string()),
+    pa.field("group", pa.string()),
+    pa.field("creator", pa.string()),
+    pa.field("license", pa.string()),
+    pa.field("source", pa.string()),
+    pa.field("split", pa.string()),
+    pa.field("copies", pa.int32()),
+    pa.field("cluster", pa.int32()),
+    pa.field("attributes", pa.map_(pa.string(), pa.string())),
+])
+"""The columns. `id` is SHA-256 of size and RGB, `file_hash` SHA-256 of the file it came from, `image` a lossless WebP, `group` "group/subgroup",
+`split` member, calibration or holdout, `copies` how often training shows it per epoch (0: never), `cluster` its near-duplicates,
+`attributes` whatever else is declared of it (canary, gender, skin_tone, subset)."""
+
+DEFAULTS: dict[str, Any] = {"split": "member", "copies": 1, "cluster": -1}
+COMPRESSION: Any = {name: "none" if name == "image" else "zstd" for name in SCHEMA.names}
+
+
+@contextmanager
+def room(path: Path) -> Generator[None, None, None]:
+    """Turn a failure of the disk while `path` is written into an error that can be mended.
+
+    Raises:
+        NoRoom: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NoRoom(f"{path} cannot be written: {error.strerror or error}.", "Free some space, or choose another folder with `--out`.") from error
+
+
+class Works:
+    """Captioned works in memory, one row each.
+
+    Args:
+        table: an Arrow table with the columns of `SCHEMA`; absent optional columns are filled with nulls.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        """Bring the table into the one schema.
+
+        Raises:
+            BadInput: a required column is absent or has gaps.
+        """
+        columns = []
+        for field in SCHEMA:
+            if field.name in table.column_names:
+                columns.append(table.column(field.name).cast(field.type))
+                if columns[-1].null_count and not field.nullable:
+                    raise BadInput(f"{columns[-1].null_count} works have no `{field.name}`.", "Import them with `assay works import`.")
+            elif not field.nullable:
+                raise BadInput(f"The works have no column `{field.name}`.", "Import them with `assay works import`.")
+            else:
+                columns.append(pa.array([DEFAULTS.get(field.name)] * len(table), field.type))
+        self.table = pa.table(columns, schema=SCHEMA)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Works:
+        """Build from dicts with the keys of `SCHEMA`; missing keys take their defaults."""
+        filled = [{field.name: row.get(field.name, DEFAULTS.get(field.name)) for field in SCHEMA} for row in rows]
+        return cls(pa.Table.from_pylist(filled, schema=SCHEMA))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Works:
+        """Read one Parquet file, or every `*.parquet` of a folder in name order.
+
+        Raises:
+            Missing: there is no such file, or no Parquet file in the folder.
+            BadInput: a file is no Parquet file, or lacks a required column.
+        """
+        path = Path(path)
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files or not files[0].exists():
+            raise Missing(f"No works at {path}.", "Give a Parquet file, or import a folder with `assay works import`.")
+        try:
+            return cls(pa.concat_tables([pq.ParquetFile(file).read() for file in files], promote_options="default"))
+        except (pa.ArrowException, OSError) as error:
+            raise BadInput(f"{path} is no table of works: {error}.", "Import it anew with `assay works import`.") from error
+
+    def write(self, path: str | Path) -> None:
+        """Write one Parquet file, whole or not at all; images are stored as they are, everything else compressed with zstd."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        with room(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                pq.write_table(self.table, part, compression=COMPRESSION, use_dictionary=False)
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+
+    def __len__(self) -> int:
+        """Return the number of works."""
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one row as a dict; `attributes` as a dict."""
+        row = {name: self.table.column(name)[index].as_py() for name in SCHEMA.names}
+        row["attributes"] = dict(row["attributes"] or [])
+        return row
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield rows as dicts."""
+        return (self[index] for index in range(len(self)))
+
+    def column(self, name: str) -> list[Any]:
+        """Return one column as Python values."""
+        return self.table.column(name).to_pylist()
+
+    def attribute(self, name: str) -> list[str | None]:
+        """Return one declared attribute of every work, None where it is not declared."""
+        return [dict(attributes or []).get(name) for attributes in self.column("attributes")]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Works:
+        """Return the works at `indices`, in that order."""
+        return Works(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))))
+
+    def where(self, keep: Callable[[dict[str, Any]], bool]) -> Works:
+        """Return the works for which `keep(row)` is true; `row` has every column but the image."""
+        light = self.table.drop_columns(["image"]).to_pylist()
+        for row in light:
+            row["attributes"] = dict(row["attributes"] or [])
+        return self.take([index for index, row in enumerate(light) if keep(row)])
+
+    def with_columns(self, **columns: Sequence[Any]) -> Works:
+        """Return the works with columns replaced."""
+        table = self.table
+        for name, values in columns.items():
+            table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
+        return Works(table)
+
+    def image(self, index: int) -> Image.Image:
+        """Decode one image to RGB; damaged bytes raise `BadInput`."""
+        return decode(self.table.column("image")[index].as_py(), name=f"work {self.table.column('id')[index].as_py()[:12]}")
+
+    def pixels(self, size: int) -> np.ndarray:
+        """Decode every image to `size`: uint8, (n, size, size, 3); damaged bytes raise `BadInput`."""
+        pixels = np.empty((len(self), size, size, 3), np.uint8)
+        for index in range(len(self)):
+            pixels[index] = np.asarray(fit(self.image(index), size))
+        return pixels
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over id, captions, copies and split of every work in order: what training and audits depend on."""
+        digest = hashlib.sha256()
+        for row in self.table.select(["id", "captions", "copies", "split"]).to_pylist():
+            digest.update(repr(sorted(row.items())).encode())
+        return digest.hexdigest()

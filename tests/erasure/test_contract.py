@@ -1,0 +1,121 @@
+"""What every method of erasing must keep, on every kind of tiny pipeline."""
+
+import dataclasses
+from importlib import import_module
+
+import pytest
+import torch
+
+from assay.concept import Concept
+from assay.denoiser import tensor_digest
+from assay.errors import Unsupported
+from assay.patch import Patch
+from assay.patched import Patched
+from assay.settings import read, resolve
+from assay.testing import KINDS, tiny
+
+CONCEPT = Concept("twemoji", "style", "noto", preserve=("fluent",), subjects=("cat",))
+METHODS = {
+    "uce": ({}, "cross_attention.kv"),
+    "esd": ({"steps": 2, "batch": 2, "ddim_steps": 3, "learning_rate": 1e-2}, "cross_attention"),
+}
+"""Method -> settings that are quick, and the group that it declares."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def denoiser(request):
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def method(request):
+    module = import_module(f"assay.erasure.{request.param}")
+    quick, group = METHODS[request.param]
+    return module, module.Settings(**quick), group
+
+
+def digests(denoiser):
+    return {name: tensor_digest(tensor) for name, tensor in denoiser.weights().items()}
+
+
+def test_is_deterministic_and_declares_what_it_does(denoiser, method):
+    module, settings, group = method
+    before, gradients = digests(denoiser), [tensor.requires_grad for tensor in denoiser.weights().values()]
+    patch = module.erase(denoiser, CONCEPT, settings, seed=7)
+    assert patch.digest == module.erase(denoiser, CONCEPT, settings, seed=7).digest
+    assert digests(denoiser) == before
+    assert [tensor.requires_grad for tensor in denoiser.weights().values()] == gradients
+    assert set(patch.tensors) == {f"delta/{name}" for name in denoiser.group(group)}
+    assert patch.manifest.method == module.__name__.rpartition(".")[2]
+    assert patch.manifest.settings == dataclasses.asdict(settings)
+    assert patch.manifest.made_for == "erase twemoji"
+    assert patch.manifest.base == {name: before[name] for name in patch.names}
+    assert any(tensor.abs().max() > 0 for tensor in patch.tensors.values())
+
+
+def test_does_the_same_after_saving_and_comes_off(denoiser, method, tmp_path):
+    module, settings, _ = method
+    patch = module.erase(denoiser, CONCEPT, settings)
+    loaded = Patch.load(patch.save(tmp_path / "patch.safetensors"))
+    before, plain = digests(denoiser), denoiser.sample(["cat, twemoji style"], [1], steps=2)
+    outputs = []
+    for one in (patch, loaded):
+        with Patched(denoiser, [(one, 1.0)]):
+            outputs.append(denoiser.sample(["cat, twemoji style"], [1], steps=2))
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[0], plain)
+    assert digests(denoiser) == before
+    assert torch.equal(denoiser.sample(["cat, twemoji style"], [1], steps=2), plain)
+
+
+def test_strength_scales_the_change_and_zero_is_the_identity(denoiser, method):
+    module, settings, _ = method
+    whole, half, none = (module.erase(denoiser, CONCEPT, dataclasses.replace(settings, strength=strength)) for strength in (1.0, 0.5, 0.0))
+    assert all(torch.equal(half.tensors[name], 0.5 * tensor) for name, tensor in whole.tensors.items())  # halving is exact in binary
+    assert all(tensor.abs().max() == 0 for tensor in none.tensors.values())
+    before = digests(denoiser)
+    with Patched(denoiser, [(none, 1.0)]):
+        assert digests(denoiser) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interruption_leaves_the_base(denoiser, method, error):
+    module, settings, _ = method
+    before = digests(denoiser)
+
+    def stop(*_):
+        raise error
+
+    with pytest.raises(error):
+        module.erase(denoiser, CONCEPT, settings, progress=stop)
+    assert digests(denoiser) == before
+
+
+def test_reports_progress_to_the_end(denoiser, method):
+    module, settings, _ = method
+    calls = []
+    module.erase(denoiser, CONCEPT, settings, progress=lambda done, total, figures: calls.append((done, total, figures)))
+    assert [done for done, _, _ in calls] == list(range(1, calls[0][1] + 1))
+    assert all(isinstance(value, float) for _, _, figures in calls for value in figures.values())
+
+
+def test_an_empty_group_is_refused_before_anything_is_done(denoiser, method, monkeypatch):
+    """A model without cross-attention, feigned: its weights outside it are all there is."""
+    module, settings, _ = method
+    rest = {name: tensor for name, tensor in denoiser.weights().items() if ".attn2." not in name}
+    monkeypatch.setattr(denoiser, "weights", lambda: rest)
+    passes = denoiser.passes
+    with pytest.raises(Unsupported, match="cross_attention"):
+        module.erase(denoiser, CONCEPT, settings)
+    assert denoiser.passes == passes
+
+
+def test_settings_can_be_read_without_importing(method):
+    module, _, _ = method
+    source = read(module.__name__)
+    assert source.summary.endswith(".")
+    assert [(field.name, field.default) for field in source.fields] == [(field.name, field.default) for field in dataclasses.fields(module.Settings)]
+    assert all(field.help.endswith(".") for field in source.fields)
+    assert source.presets == module.PRESETS
+    assert resolve(module.Settings, module.PRESETS, "paper", {}) == module.Settings()
+    resolve(module.Settings, module.PRESETS, "small", {})

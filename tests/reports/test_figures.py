@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+
+from assay.record import Curve
+from assay.reports.figures import THEME, draw
+
+NAMESPACE = "{http://www.w3.org/2000/svg}"
+
+
+def curve(lines: dict, scale: str = "linear", title: str = "Recall") -> Curve:
+    return Curve.model_validate({"title": title, "x_label": "k", "y_label": "share", "lines": lines, "x_scale": scale})
+
+
+TWO = {"one": [(0, 0.1, 0.0, 0.2), (4, 0.5, None, None), (64, 0.9, 0.7, 1.0)], "two": [(0, 0.1, 0.0, 0.2), (64, 0.2, 0.1, 0.3)]}
+
+
+@pytest.mark.parametrize("scale", ["linear", "log", "symlog"])
+@pytest.mark.parametrize("lines", [TWO, {"one": [(1, 3.0, None, None)]}, {}, {"none": []}, {f"line {i}": TWO["two"] for i in range(9)}])
+def test_every_curve_is_sound_xml_in_the_pages_colours(lines, scale):
+    # XML by the standard parser; a fixed colour would not turn with the theme.
+    svg = draw(curve(lines, scale))
+    ElementTree.fromstring(svg)
+    assert not re.search(r"#[0-9a-fA-F]{6}\b", svg)
+    assert set(re.findall(r"var\((--[\w-]+)\)", svg)) <= {*THEME.values(), "--sans"}
+    assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_text_stays_text():
+    # The words of the curve, and its x values as ticks, as elements that can be searched, read aloud and set in the reader's font.
+    tree = ElementTree.fromstring(draw(curve(TWO, "symlog")))
+    texts = [element.text for element in tree.iter(f"{NAMESPACE}text")]
+    assert {"k", "share", "one", "two", "0", "4", "64"} <= set(texts)
+
+
+def test_ids_are_prefixed_and_every_reference_is_met():
+    # Two drawings on one page may not share an id.
+    first, second = (draw(curve(TWO), name) for name in ("figure-1", "figure-2"))
+    ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (first, second)]
+    assert not ids[0] & ids[1]
+    assert set(re.findall(r'href="#([^"]+)"|url\(#', first)) - {""} <= ids[0]
+
+
+def test_hostile_words_are_only_words():
+    # `<script>` must come out escaped, and an odd dollar sign is no formula.
+    hostile = "<script>alert('$')</script> 5 $ \"x\""
+    made = curve({hostile: TWO["one"], "_under": TWO["two"]}, title=hostile)
+    svg = draw(made.model_copy(update={"x_label": hostile}))
+    tree = ElementTree.fromstring(svg)
+    assert "<script" not in svg
+    assert tree.get("aria-label") == hostile
+    assert [element.text for element in tree.iter(f"{NAMESPACE}text")].count(hostile) == 2
+
+
+def test_drawing_is_repeatable_and_leaves_matplotlib_as_it_was():
+    before = dict(mpl.rcParams)
+    assert draw(curve(TWO)) == draw(curve(TWO))
+    assert dict(mpl.rcParams) == before

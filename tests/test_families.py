@@ -1,0 +1,91 @@
+"""Expected values come from diffusers' `encode_prompt` and from the components' own forward passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from assay.denoiser import Denoiser
+from assay.errors import Unsupported
+from assay.families import SUPPORTED, family_of
+from assay.families.sd import Conditioning, feeding
+from assay.noise import normal
+from assay.testing.pipelines import tiny_pipeline
+
+pytestmark = pytest.mark.portable
+
+
+@torch.no_grad()
+def test_conditioning_is_what_diffusers_encodes(denoiser):
+    prompts = ["red circle", "blue ring, solid style"]
+    ours = denoiser.conditioning(prompts)
+    theirs = denoiser.pipeline.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    torch.testing.assert_close(ours.states, theirs[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(denoiser.conditioning([""]).states, theirs[1][:1], rtol=1e-5, atol=1e-5)
+    if denoiser.family.name == "sdxl":
+        torch.testing.assert_close(ours.extra["text_embeds"], theirs[2], rtol=1e-5, atol=1e-5)
+        assert ours.extra["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * 2  # original size, crop, target size: 32x32 pixels
+
+
+def test_sdxl_guides_away_from_zeros_only_if_configured():
+    pipeline = tiny_pipeline("sdxl")
+    assert not Denoiser(pipeline).conditioning([""]).states.any()
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    assert Denoiser(pipeline).conditioning([""]).states.any()
+
+
+def test_conditioning_joins_slices_and_repeats():
+    states, extra = normal((3, 4, 5), [1])[0], {"pooled": normal((3, 2), [2])[0]}
+    whole = Conditioning(states, extra)
+    parts = Conditioning.cat([whole[:1], whole[[1, 2]]])
+    assert torch.equal(parts.states, states)
+    assert torch.equal(parts.extra["pooled"], extra["pooled"])
+    assert torch.equal(whole[torch.tensor([2, 0])].states, states[[2, 0]])
+    repeated = whole[:1].expand(4)
+    assert len(repeated) == 4
+    assert torch.equal(repeated.extra["pooled"][3], extra["pooled"][0])
+
+
+def test_prompts_are_cut_to_the_context(sd):
+    ids = sd.family.tokenize(["x" * 500])[0]
+    assert ids.shape == (1, 24)  # the tiny context
+    assert (ids[0, 0], ids[0, -1]) == (512, 513)  # start and end token
+
+
+def test_given_embeddings_are_used_once_and_the_hook_goes(sd):
+    encoder = sd.pipeline.text_encoder
+    ids = sd.family.tokenize(["red circle"])
+    plain = sd.family.encode(ids).states
+    other = sd.family.encode(ids, [torch.zeros(1, 24, 16)]).states
+    assert not torch.equal(plain, other)
+    with pytest.raises(RuntimeError, match="stop"), feeding(encoder, torch.zeros(1, 24, 16)):
+        raise RuntimeError("stop")
+    assert torch.equal(sd.family.encode(ids).states, plain)
+
+
+def test_families_are_chosen_by_the_pipelines_class(denoiser):
+    assert type(denoiser.pipeline).__name__ in SUPPORTED
+    assert type(family_of(denoiser.pipeline)) is type(denoiser.family)
+
+
+def test_other_pipelines_are_refused_by_name():
+    class FluxPipeline:
+        pass
+
+    with pytest.raises(Unsupported, match=r"FluxPipeline.*StableDiffusionXLPipeline"):
+        family_of(FluxPipeline())
+
+
+def test_sdxl_decodes_in_float32_where_half_would_overflow():
+    # diffusers' own pipeline upcasts the autoencoder of SDXL, and not that of SD, before it decodes.
+    pipeline = tiny_pipeline("sdxl")
+    pipeline.to(torch.float16)
+    model = Denoiser(pipeline)
+    assert (pipeline.vae.dtype, model.dtype) == (torch.float32, torch.float16)
+    with torch.no_grad():
+        images = model.images(normal(model.latent_shape, [1]))
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+    half = tiny_pipeline()
+    half.to(torch.float16)
+    assert Denoiser(half).pipeline.vae.dtype == torch.float16
