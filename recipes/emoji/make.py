@@ -1,6 +1,6 @@
 """From four npm packages to `zoo/`: one resumable command, counted in steps.
 
-    python recipes/emoji/make.py BUILD [--stage NAME] [--until STEP]
+    python recipes/emoji/make.py BUILD [--stage NAME] [--until STEP] [--device DEVICE]
 
 Stages, each skipped when its result is in BUILD: works, vae, clip, unet, judge. `promote.py` turns BUILD into the package's zoo.
 """
@@ -25,6 +25,7 @@ from assay.training import clip as clips
 from assay.training import judge as judges
 from assay.training import unet as unets
 from assay.training import vae as vaes
+from assay.training.precision import Precision, native
 from assay.training.recipe import Recipe
 from assay.works import Works
 from collect import PACKAGES, SIZE
@@ -77,25 +78,19 @@ def members(all_works: Works) -> Works:
     return all_works.where(lambda row: row["split"] == "member" and row["attributes"]["subset"] != "fairness")
 
 
-def make_vae(folder: Path) -> AutoencoderKL:
+def make_vae(folder: Path, device: str = "cpu") -> AutoencoderKL:
     """Train the autoencoder, or load it."""
     target = folder / "vae"
     if not target.exists():
-        vae = _initialised(lambda: vaes.build(VAE, SIZE), "vae")
-        vaes.train(
-            vae,
-            members(works(folder)).pixels(SIZE),
-            VAE,
-            seed=SEED,
-            folder=folder / "vae-training",
-            plan=repr(VAE),
-            progress=progress("vae", folder / "log.jsonl"),
-        )
+        vae = _initialised(lambda: vaes.build(VAE, SIZE), "vae").to(device)
+        pixels, shared = members(works(folder)).pixels(SIZE), {"seed": SEED, "plan": repr(VAE)}
+        vaes.train(vae, pixels, VAE, folder=folder / "vae-training", progress=progress("vae", folder / "log.jsonl"), **shared)
+        vaes.refine(vae, pixels, VAE, folder=folder / "decoder-training", progress=progress("decoder", folder / "log.jsonl"), **shared)
         vae.save_pretrained(target)
     return AutoencoderKL.from_pretrained(target).eval().requires_grad_(False)
 
 
-def make_clip(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
+def make_clip(folder: Path, device: str = "cpu") -> tuple[CLIPModel, CLIPTokenizer]:
     """Train tokenizer and CLIP, or load them."""
     target = folder / "clip"
     seen = members(works(folder))
@@ -103,7 +98,7 @@ def make_clip(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
         clips.train_tokenizer([caption for group in seen.column("captions") for caption in group], CLIP, folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     if not target.exists():
-        model = _initialised(lambda: clips.build(CLIP, len(tokenizer), SIZE), "clip")
+        model = _initialised(lambda: clips.build(CLIP, len(tokenizer), SIZE), "clip").to(device)
         show = progress("clip", folder / "log.jsonl")
         clips.train(
             model,
@@ -134,22 +129,24 @@ def blank(folder: Path) -> Denoiser:
     return Denoiser(pipeline, "emoji64")
 
 
-def recipe(folder: Path, steps: int, steps_done: int = 0) -> Recipe:
+def recipe(folder: Path, steps: int, precision: Precision, steps_done: int = 0) -> Recipe:
     """Return the recipe as it is saved in the model folder."""
-    unet = replace(UNET, schedule=replace(UNET.schedule, steps=steps))
+    unet = replace(UNET, precision=precision, schedule=replace(UNET.schedule, steps=steps))
     about = {"vae": asdict(VAE), "clip": asdict(CLIP), "noise": NOISE, "packages": PACKAGES, "size": SIZE, "text_encoder": "frozen"}
     return Recipe(SEED, unet, works(folder).digest, steps_done, about)
 
 
-def make_unet(folder: Path, steps: int, until: int | None) -> None:
-    """Train the UNet up to `until` and save its average; a later call goes on."""
-    show = progress("unet", folder / "log.jsonl")
-    unet, run = recipe(folder, steps).retrain(blank(folder), works(folder), until=until, folder=folder / "unet-training", progress=show)
+def make_unet(folder: Path, steps: int, until: int | None, device: str = "cpu") -> None:
+    """Train the UNet up to `until`, in bf16 where the device computes in it, and save its average; a later call goes on."""
+    show, base = progress("unet", folder / "log.jsonl"), blank(folder)
+    base.pipeline.to(device)
+    precision = native(device)
+    unet, run = recipe(folder, steps, precision).retrain(base, works(folder), until=until, folder=folder / "unet-training", progress=show)
     unet.save_pretrained(folder / "unet")
-    recipe(folder, steps, run.step).save(folder / "unet")
+    recipe(folder, steps, precision, run.step).save(folder / "unet")
 
 
-def make_judge(folder: Path, until: int | None = None) -> None:
+def make_judge(folder: Path, until: int | None = None, device: str = "cpu") -> None:
     """Train two judges on the core works of every split, by fold, up to step `until`; a later call goes on."""
     core = works(folder).where(lambda row: row["attributes"]["subset"] == "core")
     titles, groups, styles = core.column("title"), core.column("group"), core.column("style")
@@ -168,6 +165,7 @@ def make_judge(folder: Path, until: int | None = None) -> None:
                 folder=folder / f"judge-training-{fold}",
                 plan=f"{JUDGE!r} fold {fold}",
                 until=until,
+                device=device,
                 progress=progress(f"judge-{fold}", folder / "log.jsonl"),
             )
             if judge is None:
@@ -207,15 +205,16 @@ def main() -> None:
         "--steps", type=int, default=UNET.schedule.steps, help="steps of the UNet; a longer training shares its beginning with a shorter one"
     )
     parser.add_argument("--until", type=int, help="stop the UNet and the judges after this step; a later call goes on")
+    parser.add_argument("--device", default="cpu", help="a torch device")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     quiet()
     stages = {
         "works": works,
-        "vae": make_vae,
-        "clip": make_clip,
-        "unet": lambda folder: make_unet(folder, arguments.steps, arguments.until),
-        "judge": lambda folder: make_judge(folder, arguments.until),
+        "vae": lambda folder: make_vae(folder, arguments.device),
+        "clip": lambda folder: make_clip(folder, arguments.device),
+        "unet": lambda folder: make_unet(folder, arguments.steps, arguments.until, arguments.device),
+        "judge": lambda folder: make_judge(folder, arguments.until, arguments.device),
     }
     for name in arguments.stage or stages:
         stages[name](arguments.build)

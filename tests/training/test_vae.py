@@ -8,9 +8,13 @@ import torch
 
 from assay.noise import numpy_generator
 from assay.training.loop import Schedule
-from assay.training.vae import VAESettings, build, encode, sobel, standardise, train
+from assay.training.vae import VAESettings, build, encode, refine, sobel, standardise, train
 
-TINY = VAESettings(widths=(8, 8), schedule=Schedule(steps=25, batch=4, learning_rate=5e-3, warmup=3, ema=0.9))
+TINY = VAESettings(
+    widths=(8, 8),
+    schedule=Schedule(steps=25, batch=4, learning_rate=5e-3, warmup=3, ema=0.9),
+    refinement=Schedule(steps=25, batch=4, learning_rate=5e-3, warmup=3, ema=0.9),
+)
 
 
 def vae(scaling: float = 1.0):
@@ -76,3 +80,17 @@ def test_loss_falls_and_training_resumes(pixels, tmp_path):
     assert train(again, pixels, TINY, seed=1, folder=tmp_path) == losses  # from the finished checkpoint
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
     torch.testing.assert_close(encode(model, pixels).std((0, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
+
+
+@torch.no_grad()
+def test_refining_leaves_latents_and_brings_reconstructions_nearer(pixels):
+    model = vae()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    error = (model.decode(encode(model, pixels)).sample - images).square().mean()
+    with torch.enable_grad():
+        refine(model, pixels, TINY, seed=1)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith(("encoder.", "quant_conv.")))
+    assert (model.decode(encode(model, pixels)).sample - images).square().mean() < 0.5 * error
+    assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -1,6 +1,7 @@
 """Kernel Inception Distance: the unbiased MMD^2 of Binkowski et al. 2018 (Sec. 4, App. A) with k(x, y) = (x.y / d + 1)^3, in any feature space.
 
-Exact over all pairs, without subsets. Being unbiased it may fall below zero; quote it beside `floor`.
+Exact over all pairs, without subsets. Being unbiased it may fall below zero; quote it beside `floor`. Samples that share prompts and seeds are
+compared by `crossed`, independent ones by `kid`.
 """
 
 from __future__ import annotations
@@ -72,20 +73,37 @@ def kid(first: np.ndarray, second: np.ndarray, *, seed: int, block: int = 50, le
     return Estimate(exact, exact + low, exact + high)
 
 
-def floor(features: np.ndarray, seed: int, repeats: int = 50) -> Estimate:
-    """Return mean and 95 % range of KID between two disjoint random halves of one sample: the noise below which a distance means nothing.
+def crossed(first: np.ndarray, second: np.ndarray, *, seed: int, repeats: int = 50) -> Estimate:
+    """Return mean and 95 % range of KID between a random half of the rows of `first` and the other half of `second`.
 
-    Halves are smaller than the samples they stand for, so their distances spread more: the range errs on the safe side.
+    For two models on the same prompts and seeds: row i of one is no independent draw beside row i of the other, and all of one against all of the
+    other would come out too near. Crossed halves share no prompt and no seed. With one sample in both places this is `floor`.
+
+    Args:
+        first: features (n, d).
+        second: features of the same prompts and seeds (n, d).
+        seed: of the splits.
+        repeats: random splits; the range is that of single splits.
+
+    Raises:
+        Misconfigured: the samples differ in length, or have fewer than four rows.
     """
-    features = _checked(features)
-    rng = numpy_generator(seed, "floor")
-    half = len(features) // 2
+    first, second = _checked(first), _checked(second)
+    half = len(first) // 2
+    if len(first) != len(second) or half < 2:
+        raise Misconfigured(f"Crossed halves need two samples of the same four or more prompts; got {len(first)} and {len(second)}.", "Pair them.")
+    rng = numpy_generator(seed, "halves")
     found = []
     for _ in range(repeats):
-        order = rng.permutation(len(features))
-        found.append(mmd2(features[order[:half]], features[order[half : 2 * half]]))
+        order = rng.permutation(len(first))
+        found.append(mmd2(first[order[:half]], second[order[half : 2 * half]]))
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(float(np.mean(found)), float(low), float(high))
+
+
+def floor(features: np.ndarray, *, seed: int, repeats: int = 50) -> Estimate:
+    """Return mean and 95 % range of KID between two random halves of one sample: the noise below which a distance means nothing."""
+    return crossed(features, features, seed=seed, repeats=repeats)
 
 
 def _checked(features: np.ndarray) -> np.ndarray:

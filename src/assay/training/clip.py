@@ -107,8 +107,8 @@ def train(
         images = torch.from_numpy(pixels[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
         top, left = torch.randint(0, 2 * pad + 1, (2,), generator=rng).tolist()
         images = F.pad(images, (pad, pad, pad, pad), value=1.0)[:, :, top : top + size, left : left + size]
-        ids = tokens[which]
-        output = clip(input_ids=ids, pixel_values=images)
+        ids = tokens[which].to(clip.device)
+        output = clip(input_ids=ids, pixel_values=images.to(clip.device))
         same = (ids[:, None] == ids[None]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(output.logits_per_image, target) + F.cross_entropy(output.logits_per_text, target)) / 2

@@ -66,6 +66,7 @@ def train(
     folder: Path | None = None,
     plan: str = "",
     until: int | None = None,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Judge | None:
     """Train a judge on uint8 images (n, 64, 64, 3) and their names.
@@ -80,10 +81,11 @@ def train(
         folder: of the checkpoint.
         plan: what the checkpoint belongs to.
         until: the step to stop after; None trains to the end.
+        device: to train on; images are drawn and augmented on the CPU, alike for all.
         progress: called after every step.
 
     Returns:
-        The judge, or None if training stopped before its end.
+        The judge, on the CPU, or None if training stopped before its end.
 
     Raises:
         Misconfigured: images are not 64x64, or too few.
@@ -96,24 +98,27 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "judge"))
         network = JudgeNetwork(settings.shape, *(len(found) for found in classes.values()))
-    network.train()
+    network.train().to(device)
     images = torch.from_numpy(pixels)
     batch = settings.schedule.batch
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(images), (batch,), generator=rng)
         half = torch.randint(len(images), ((batch + 1) // 2,), generator=rng)
-        logits = network.name(network.embed(augment(images[rows], settings, rng)), network.embed_style(augment_lightly(images[half], settings, rng)))
-        title = F.cross_entropy(logits["title"], labels["title"][rows], label_smoothing=settings.smoothing)
-        group = F.cross_entropy(logits["group"], labels["group"][rows], label_smoothing=settings.smoothing)
-        style = F.cross_entropy(logits["style"], labels["style"][half], label_smoothing=settings.smoothing)
-        return title + settings.group_weight * group + style
+        trunk, light = augment(images[rows], settings, rng).to(device), augment_lightly(images[half], settings, rng).to(device)
+        logits = network.name(network.embed(trunk), network.embed_style(light))
+        losses = {
+            head: F.cross_entropy(logits[head], labels[head][half if head == "style" else rows].to(device), label_smoothing=settings.smoothing)
+            for head in ("title", "group", "style")
+        }
+        return losses["title"] + settings.group_weight * losses["group"] + losses["style"]
 
     run = Run(trainable(network), loss, settings.schedule, seed=seed, folder=folder, plan=plan)
     run.run(until, progress=progress)
     if run.step < settings.schedule.steps:
         return None
     run.use_average()
+    network.cpu()
     _take_statistics(network, images, settings, seed)
     return Judge(network, classes)
 

@@ -88,7 +88,7 @@ class Recipe:
             progress: called after every step.
 
         Returns:
-            The UNet with the averaged weights in, and the run behind it.
+            The UNet with the averaged weights in, on the denoiser's device, and the run behind it.
 
         Raises:
             Misconfigured: no work is left to train on.
@@ -108,6 +108,7 @@ class Recipe:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "unet"))
             unet = build(settings, latent_channels=latents.shape[1], latent_size=latents.shape[2], text_width=states.shape[2])
+        unet.to(denoiser.device)
         run = train(
             unet,
             latents,

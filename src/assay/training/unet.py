@@ -14,6 +14,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from assay.training.loop import Progress, Run, Schedule, trainable
+from assay.training.precision import Precision, autocast, unfused_attention
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class UNetSettings:
     """Min-SNR's gamma; 0 weights every timestep alike."""
     empty: float = 0.1
     """Fraction of captions replaced by the empty prompt."""
+    precision: Precision = "fp32"
+    """What passes are computed in: fp32, or bf16 with fp32 weights."""
     schedule: Schedule = Schedule(steps=12000, batch=64, learning_rate=8e-4, warmup=200, decay=0.3, ema=0.9995)
     """How long and how fast to train."""
 
@@ -77,7 +80,7 @@ def train(
     """Train `unet` in place up to step `until` and return the run, whose `use_average` puts the averaged weights in.
 
     Args:
-        unet: the model to train.
+        unet: the model to train, on the device to train on.
         latents: scaled latents of the works: (works, c, h, w).
         text: cached encoder states: (texts, tokens, width); row 0 is the empty prompt.
         epoch: exposures as (row of `latents`, rows of `text` to draw from).
@@ -89,6 +92,8 @@ def train(
         until: the step to stop after; None trains to the end.
         progress: called after every step.
     """
+    device = unet.device
+    latents, text = latents.to(device), text.to(device)
     work = torch.tensor([row for row, _ in epoch])
     choices = torch.tensor([len(texts) for _, texts in epoch])
     first = torch.cumsum(choices, 0) - choices
@@ -104,14 +109,16 @@ def train(
         which = torch.where(torch.rand(batch, generator=rng) < settings.empty, torch.zeros_like(which), which)
         # Stratified over the batch: less variance than independent draws, the same expectation.
         t = ((torch.arange(batch) + torch.rand(batch, generator=rng)) / batch * len(alphas)).long().clamp(max=len(alphas) - 1)  # the sum can round up
-        clean = latents[work[drawn]]
-        noise = torch.randn(clean.shape, generator=rng)
-        scale = alphas[t][:, None, None, None]
-        predicted = unet(scale.sqrt() * clean + (1 - scale).sqrt() * noise, t, text[which]).sample
-        return ((predicted - noise).square().mean((1, 2, 3)) * weights[t]).mean()
+        clean = latents[work[drawn].to(device)]
+        noise = torch.randn(clean.shape, generator=rng).to(device)
+        scale = alphas[t][:, None, None, None].to(device)
+        with autocast(settings.precision, device):
+            predicted = unet(scale.sqrt() * clean + (1 - scale).sqrt() * noise, t.to(device), text[which.to(device)]).sample
+        return ((predicted.float() - noise).square().mean((1, 2, 3)) * weights[t].to(device)).mean()
 
     unet.train().requires_grad_(True)
     run = Run(trainable(unet), loss, settings.schedule, seed=seed, folder=folder, plan=plan)
-    run.run(until, progress=progress)
+    with unfused_attention(unet):
+        run.run(until, progress=progress)
     unet.eval().requires_grad_(False)
     return run

@@ -32,6 +32,8 @@ class VAESettings:
     """Weight of the KL divergence per latent element."""
     schedule: Schedule = Schedule(steps=1700, batch=16, learning_rate=2e-3, decay=0.4)
     """How long and how fast to train."""
+    refinement: Schedule = Schedule(steps=1500, batch=16, learning_rate=1e-3, decay=0.6)
+    """How long and how fast to train the decoder further on the latents of the finished encoder."""
 
 
 def build(settings: VAESettings, size: int) -> AutoencoderKL:
@@ -72,20 +74,11 @@ def train(
     """Train `vae` in place on uint8 images (n, s, s, 3), then standardise its latents; return the losses."""
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(pixels), (settings.schedule.batch,), generator=rng)
-        images = torch.from_numpy(pixels[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        flipped = torch.rand(len(rows), generator=rng) < 0.5
-        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+        images = _draw(pixels, settings.schedule.batch, rng).to(vae.device)
         posterior = vae.encode(images).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng)
-        decoded = vae.decode(latents).sample
-        error = decoded - images
-        return (
-            error.abs().mean()
-            + error.square().mean()
-            + settings.edges * (sobel(error)).abs().mean()
-            + settings.kl * posterior.kl().mean() / latents[0].numel()
-        )
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng).to(vae.device)
+        distance = _distance(vae.decode(latents).sample, images, settings.edges)
+        return distance + settings.kl * posterior.kl().mean() / latents[0].numel()
 
     vae.train().requires_grad_(True)
     run = Run(trainable(vae), loss, settings.schedule, seed=seed, folder=folder, plan=plan)
@@ -96,12 +89,55 @@ def train(
     return losses
 
 
+def refine(
+    vae: Any,
+    pixels: np.ndarray,
+    settings: VAESettings,
+    *,
+    seed: int,
+    folder: Path | None = None,
+    plan: str = "",
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train the decoder of a trained `vae` further, in place, on uint8 images (n, s, s, 3); return the losses.
+
+    The encoder stays, so latents stay: a denoiser trained on them, before or after, fits. The decoder reads the latents' means, as pipelines do.
+    """
+    vae.eval().requires_grad_(False)
+    for part in (vae.decoder, vae.post_quant_conv):
+        part.train().requires_grad_(True)
+
+    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
+        images = _draw(pixels, settings.refinement.batch, rng).to(vae.device)
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mean
+        return _distance(vae.decode(latents).sample, images, settings.edges)
+
+    run = Run(trainable(vae), loss, settings.refinement, seed=seed, folder=folder, plan=plan)
+    losses = run.run(progress=progress)
+    run.use_average()
+    vae.eval().requires_grad_(False)
+    return losses
+
+
+def _draw(pixels: np.ndarray, batch: int, rng: torch.Generator) -> torch.Tensor:
+    rows = torch.randint(len(pixels), (batch,), generator=rng)
+    images = torch.from_numpy(pixels[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    flipped = torch.rand(batch, generator=rng) < 0.5
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+def _distance(decoded: torch.Tensor, images: torch.Tensor, edges: float) -> torch.Tensor:
+    error = decoded - images
+    return error.abs().mean() + error.square().mean() + edges * sobel(error).abs().mean()
+
+
 @torch.no_grad()
 def encode(vae: Any, pixels: np.ndarray, batch: int = 64) -> torch.Tensor:
     """Encode uint8 images (n, s, s, 3) to the means of their latents: float32, (n, c, h, w), scaled by `scaling_factor`."""
     parts = []
     for start in range(0, len(pixels), batch):
-        images = torch.from_numpy(pixels[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = torch.from_numpy(pixels[start : start + batch]).permute(0, 3, 1, 2).float().to(vae.device) / 127.5 - 1
         parts.append(vae.encode(images).latent_dist.mean * vae.config.scaling_factor)
     return torch.cat(parts)
 

@@ -18,7 +18,7 @@ from assay.errors import Missing
 from assay.evaluation.features import DIGEST as FIXED
 from assay.evaluation.features import fixed_features
 from assay.evaluation.intervals import wilson
-from assay.evaluation.kid import floor, kid
+from assay.evaluation.kid import crossed, floor
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.judge import CrossJudge, JudgeLike
@@ -170,7 +170,7 @@ def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str 
 
 
 def distances(judge: JudgeLike, images: torch.Tensor, base: torch.Tensor, what: Scene, seed: int, prefix: str = "") -> list[Metric]:
-    """Return KID to the base on prompts outside the target, in two feature spaces, beside the floor of disjoint halves of the base."""
+    """Return KID to the base on prompts outside the target, in two feature spaces, beside its floor: the same crossed halves of the base alone."""
     rows = [index for name, indices in what.groups.items() if name != "target" for index in indices]
     if len(rows) < 8:
         return []
@@ -178,8 +178,7 @@ def distances(judge: JudgeLike, images: torch.Tensor, base: torch.Tensor, what: 
     spaces = {f"{judge.name} {judge.digest[:12]}": judge.features, f"fixed {FIXED[:12]}": fixed_features}
     for (signature, features), short in zip(spaces.items(), ("judge", "fixed"), strict=True):
         of_base, of_patched = np.asarray(features(base[rows])), np.asarray(features(images[rows]))
-        estimate = kid(of_patched, of_base, seed=seed)
-        chance = floor(of_base, seed=seed)
+        estimate, chance = crossed(of_patched, of_base, seed=seed), floor(of_base, seed=seed)
         shared = {"n": len(rows), "judge": signature}
         metrics += [
             Metric(
