@@ -108,7 +108,7 @@ class Recipe:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "unet"))
             unet = build(settings, latent_channels=latents.shape[1], latent_size=latents.shape[2], text_width=states.shape[2])
-        unet.to(denoiser.device)
+        torch.nn.Module.to(unet, denoiser.device)  # diffusers' own `to` is not typed for a device
         run = train(
             unet,
             latents,

@@ -35,7 +35,7 @@ class UNetSettings:
     """Fraction of captions replaced by the empty prompt."""
     precision: Precision = "fp32"
     """What passes are computed in: fp32, or bf16 with fp32 weights."""
-    schedule: Schedule = Schedule(steps=12000, batch=64, learning_rate=8e-4, warmup=200, decay=0.3, ema=0.9995)
+    schedule: Schedule = Schedule(steps=10000, batch=64, learning_rate=8e-4, warmup=200, decay=0.14, ema=0.9995)
     """How long and how fast to train."""
 
 
