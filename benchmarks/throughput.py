@@ -43,7 +43,7 @@ def plain(denoiser: assay.Denoiser, pixels: torch.Tensor, captions: list[str], s
     schedule, batch, losses = settings.schedule, settings.schedule.batch, []
     optimizer = torch.optim.AdamW(unet.parameters(), schedule.learning_rate, betas=(0.9, schedule.beta2), weight_decay=schedule.weight_decay)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    weights = torch.minimum(snr, torch.full_like(snr, settings.gamma)) / snr
+    weights = snr.clamp(settings.floor, settings.gamma) / snr
     for step in range(schedule.steps):
         rng = generator(SEED, "step", step)
         rows = torch.randint(len(pixels), (batch,), generator=rng)

@@ -36,6 +36,8 @@ VAE = vaes.VAESettings()
 CLIP = clips.CLIPSettings()
 UNET = unets.UNetSettings()
 JUDGE = judges.JudgeSettings()
+CORE = 3
+"""Times that CLIP sees a core work for once that it sees another."""
 NOISE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
@@ -99,17 +101,18 @@ def make_clip(folder: Path, device: str = "cpu") -> tuple[CLIPModel, CLIPTokeniz
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     if not target.exists():
         model = _initialised(lambda: clips.build(CLIP, len(tokenizer), SIZE), "clip").to(device)
-        show = progress("clip", folder / "log.jsonl")
+        settings = replace(CLIP, precision=native(device))
         clips.train(
             model,
             tokenizer,
             seen.pixels(SIZE),
             seen.column("captions"),
-            CLIP,
+            settings,
             seed=SEED,
+            rows=[row for row, subset in enumerate(seen.attribute("subset")) for _ in range(CORE if subset == "core" else 1)],
             folder=folder / "clip-training",
-            plan=repr(CLIP),
-            progress=show,
+            plan=repr(settings),
+            progress=progress("clip", folder / "log.jsonl"),
         )
         model.save_pretrained(target)
     return CLIPModel.from_pretrained(target).eval().requires_grad_(False), tokenizer
@@ -132,7 +135,8 @@ def blank(folder: Path) -> Denoiser:
 def recipe(folder: Path, steps: int, precision: Precision, steps_done: int = 0) -> Recipe:
     """Return the recipe as it is saved in the model folder."""
     unet = replace(UNET, precision=precision, schedule=replace(UNET.schedule, steps=steps))
-    about = {"vae": asdict(VAE), "clip": asdict(CLIP), "noise": NOISE, "packages": PACKAGES, "size": SIZE, "text_encoder": "frozen"}
+    clip = asdict(replace(CLIP, precision=precision)) | {"core": CORE}
+    about = {"vae": asdict(VAE), "clip": clip, "noise": NOISE, "packages": PACKAGES, "size": SIZE, "text_encoder": "frozen"}
     return Recipe(SEED, unet, works(folder).digest, steps_done, about)
 
 

@@ -37,6 +37,7 @@ def promote(build: Path, zoo: Path) -> None:
     denoiser = blank(build)
     denoiser.pipeline.unet = UNet2DConditionModel.from_pretrained(build / "unet")
     denoiser.pipeline.to(torch.float16).save_pretrained(model)
+    anonymous(model)
     recipe = Recipe.load(build / "unet")
     recipe.save(model)
     table = works(build)
@@ -48,6 +49,14 @@ def promote(build: Path, zoo: Path) -> None:
         shutil.copytree(build / "judge", zoo / "judge", ignore=shutil.ignore_patterns("*training*", "*.part"))
     (zoo / "LICENSES.md").write_text(licences(table))
     (model / "README.md").write_text(card(recipe, table, build))
+
+
+def anonymous(model: Path) -> None:
+    """Take the folders of this machine out of the model's settings."""
+    for path in model.glob("*/config.json"):
+        settings = json.loads(path.read_text())
+        settings.pop("_name_or_path", None)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def licences(table: Works) -> str:

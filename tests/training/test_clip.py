@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from assay.noise import generator, numpy_generator
-from assay.training.clip import END, START, CLIPSettings, build, train, train_tokenizer
+from assay.noise import generator, normal, numpy_generator
+from assay.training.clip import END, START, CLIPSettings, build, correlation, train, train_tokenizer
 from assay.training.loop import Schedule
 
 CAPTIONS = ["red circle, solid style", "blue ring, outline style", "green circle, solid style", "an emoji of a red ring"]
@@ -27,6 +28,8 @@ TINY = CLIPSettings(
     projection=8,
     schedule=Schedule(steps=80, batch=4, learning_rate=5e-3, warmup=3, ema=0.9),
 )
+
+ONE_STEP = replace(TINY, spread=0.0, schedule=Schedule(steps=1, batch=4, learning_rate=1e-3))
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,35 @@ def test_images_that_share_a_caption_are_positives_of_each_other(tokenizer, pixe
         for row, work in enumerate(rows.tolist()):
             positives = [column for column, other in enumerate(rows.tolist()) if captions[other] == captions[work]]
             expected -= scores[row].log_softmax(0)[positives].mean().item() / 8
-    schedule = Schedule(steps=1, batch=4, learning_rate=1e-3)
-    settings = CLIPSettings(vocabulary=600, context=16, width=16, layers=1, heads=2, patch=8, projection=8, schedule=schedule)
-    assert train(model, tokenizer, pixels, captions, settings, seed=1) == [pytest.approx(expected, rel=1e-5)]
+    assert train(model, tokenizer, pixels, captions, ONE_STEP, seed=1) == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_a_work_drawn_twice_is_its_own_positive(tokenizer, pixels):
+    # With one work alone in the pool, whatever its captions, every pair is a positive: the loss of equal targets is at least log 4.
+    captions = [CAPTIONS, *([caption] for caption in CAPTIONS[:3])]
+    losses = train(clip(len(tokenizer)), tokenizer, pixels, captions, ONE_STEP, seed=1, rows=[0, 0, 0, 0])
+    assert losses[0] >= math.log(4) - 1e-6
+
+
+def test_correlation_is_that_of_numpy():
+    states = normal((32, 5), [1])[0] @ normal((5, 5), [2])[0]
+    table = np.corrcoef(states.double().numpy(), rowvar=False)
+    assert correlation(states).item() == pytest.approx(((table**2).sum() - 5) / 5, rel=1e-3)  # its variances are 1e-4 larger
+
+
+def test_correlation_counts_the_directions_that_are_filled():
+    # Orthogonal columns: 0. Six copies of each of two orthogonal columns: width / directions - 1 = 5.
+    columns = torch.linalg.qr(torch.cat([torch.ones(64, 1), normal((64, 12), [1])[0]], 1))[0][:, 1:] * 8
+    assert correlation(columns).item() == pytest.approx(0, abs=1e-6)
+    assert correlation(columns[:, :2].repeat(1, 6)).item() == pytest.approx(5, rel=1e-3)
+
+
+def test_spread_fills_more_directions(tokenizer, pixels):
+    found = []
+    for spread in (0.0, 0.2):
+        model = clip(len(tokenizer))
+        train(model, tokenizer, pixels, [[caption] for caption in CAPTIONS], replace(TINY, spread=spread), seed=1)
+        ids = tokenizer(CAPTIONS, padding="max_length", max_length=16, return_tensors="pt").input_ids
+        with torch.no_grad():
+            found.append(correlation(model.text_model(ids).last_hidden_state[:, -1]).item())
+    assert found[1] < found[0]

@@ -63,10 +63,10 @@ def test_loss_falls_on_a_toy():
     assert sum(run.losses[-10:]) < 0.7 * sum(run.losses[:10])
 
 
-@pytest.mark.parametrize("gamma", [0.0, 5.0])
-def test_the_first_loss_is_the_formula(gamma):
-    # Eq. 8 of Hang et al. 2023, drawing from the same generator in the same order.
-    settings = UNetSettings(widths=(8, 8), attention=(False, True), heads=2, groups=4, gamma=gamma, empty=0.5, schedule=TINY.schedule)
+@pytest.mark.parametrize(("gamma", "floor"), [(0.0, 0.2), (5.0, 0.0), (5.0, 0.2), (5.0, 1.0)])
+def test_the_first_loss_is_the_formula(gamma, floor):
+    # Eq. 8 of Hang et al. 2023 and, from below, Sec. 4 of Salimans and Ho 2022, drawing from the same generator in the same order.
+    settings = UNetSettings(widths=(8, 8), attention=(False, True), heads=2, groups=4, gamma=gamma, floor=floor, empty=0.5, schedule=TINY.schedule)
     latents, epoch = normal((3, 2, 4, 4), [1])[0], [(0, [1, 2]), (2, [2]), (1, [1])]
     model = unet(settings)
     rng = generator(1, "step", 0)
@@ -79,7 +79,8 @@ def test_the_first_loss_is_the_formula(gamma):
     with torch.no_grad():
         predicted = model(SCHEDULER.add_noise(clean, noise, t), t, TEXT[text]).sample
     alpha = SCHEDULER.alphas_cumprod[t].double()
-    weight = torch.minimum(alpha / (1 - alpha), torch.tensor(gamma)) / (alpha / (1 - alpha)) if gamma else torch.ones(8)
+    snr = (alpha / (1 - alpha)).tolist()
+    weight = torch.tensor([min(max(each, floor), gamma) / each if gamma else 1.0 for each in snr])
     expected = ((predicted - noise).double().square().mean((1, 2, 3)) * weight).mean()
     run = train(model, latents, TEXT, epoch, settings, SCHEDULER, seed=1, until=1)
     assert run.losses[0] == pytest.approx(expected.item(), rel=1e-5)

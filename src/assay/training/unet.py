@@ -1,6 +1,7 @@
 """Train a UNet2DConditionModel from scratch or further, on cached latents and cached text (Ho et al. 2020; Rombach et al. 2022).
 
-Loss: mean squared error of the prediction, weighted by min(SNR, gamma) / SNR for epsilon (Hang et al. 2023, Eq. 8). A fraction of the captions is
+Loss: mean squared error of the prediction, weighted by clip(SNR, floor, gamma) / SNR for epsilon: from above as Hang et al. (2023, Eq. 8), from
+below as Salimans and Ho (2022, Sec. 4, "truncated SNR", there with floor 1). A fraction of the captions is
 replaced by the empty prompt for guidance (Ho and Salimans 2022, Alg. 1).
 """
 
@@ -31,11 +32,13 @@ class UNetSettings:
     """Groups of the group normalisation."""
     gamma: float = 5.0
     """Min-SNR's gamma; 0 weights every timestep alike."""
+    floor: float = 0.2
+    """Least weight of the clean image's error, which the noisiest timesteps have: they decide what is drawn, and epsilon alone hardly weighs them."""
     empty: float = 0.1
     """Fraction of captions replaced by the empty prompt."""
     precision: Precision = "fp32"
     """What passes are computed in: fp32, or bf16 with fp32 weights."""
-    schedule: Schedule = Schedule(steps=10000, batch=64, learning_rate=8e-4, warmup=200, decay=0.14, ema=0.9995)
+    schedule: Schedule = Schedule(steps=9000, batch=64, learning_rate=8e-4, warmup=200, decay=0.6, ema=0.9995)
     """How long and how fast to train."""
 
 
@@ -100,7 +103,7 @@ def train(
     rows_of_text = torch.tensor([row for _, texts in epoch for row in texts])
     alphas = scheduler.alphas_cumprod
     snr = alphas / (1 - alphas)
-    weights = torch.minimum(snr, torch.full_like(snr, settings.gamma)) / snr if settings.gamma else torch.ones_like(snr)
+    weights = snr.clamp(settings.floor, settings.gamma) / snr if settings.gamma else torch.ones_like(snr)
     batch = settings.schedule.batch
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
