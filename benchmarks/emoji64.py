@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -73,6 +74,14 @@ def psnr(denoiser: assay.Denoiser, works: assay.Works) -> dict[str, object]:
     return {"mean": round(float(values.mean()), 2), "n": len(values), "by_style": by_style}
 
 
+def memorised(denoiser: assay.Denoiser, works: assay.Works) -> dict[str, object]:
+    """Return what the audit of nearest works, with its small preset, says of canaries by copies, and of works never shown."""
+    with TemporaryDirectory() as folder:
+        record = assay.audit(denoiser, works, method="nearest", out=folder, seed=SEED).record
+    assert record is not None
+    return {metric.name: [metric.value, metric.low, metric.high, metric.n] for metric in record.metrics} | {"settings": record.resolved}
+
+
 def picture(denoiser: assay.Denoiser, steps: int) -> Image.Image:
     """Draw the grid of prompts and styles that the README shows."""
     styles = ("openmoji", "twemoji", "noto", "fluent")
@@ -101,6 +110,7 @@ def main() -> None:
         "trained_pairs": judged(denoiser, judge, drawn(works, "member", options.prompts), options.images, options.steps),
         "untrained_pairs": judged(denoiser, judge, drawn(works, "holdout", options.prompts), options.images, options.steps),
     }
+    result["nearest_audit"] = memorised(denoiser, works)
     picture(denoiser, options.steps).save(HERE / "emoji64-grid.png", optimize=True)
     result["seconds"] = round(time.time() - started, 1)
     (HERE / "emoji64.json").write_text(json.dumps(result, indent=1) + "\n")

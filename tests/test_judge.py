@@ -117,7 +117,6 @@ def test_each_image_is_scored_by_the_judge_that_never_saw_the_work(cross):
     # ("ant", "bold") lies in fold 0, so judge 1 is asked; row by row the score must be that judge's alone.
     images, titles, styles = pictures(5), ["ant", "ant", "cat", "dog", "cat"], ["bold", "thin", "bold", "thin", "thin"]
     assert [cross.asked(*pair) for pair in zip(titles, styles)] == [1, 0, 1, 0, 0]
-    assert [cross.nameable(*pair) for pair in zip(titles, styles)] == [True, True, False, False, True]
     found = cross.score(images, titles, styles)
     for row, judge in enumerate((1, 0, 1, 0, 0)):
         alone = cross.judges[judge].probabilities(images[[row]])

@@ -1,4 +1,4 @@
-"""Judges that name what a picture shows: title, group and style, learned from works and never asked about a work they have seen.
+"""Judges that name what a picture shows: title, group and style, learned from works and never asked to name one they have seen.
 
 `Judge` is one network; `CrossJudge` holds two, split by work, and asks of every (title, style) the one that never saw its real work. `JudgeLike` is
 what `evaluate` and `audit` need of any judge; `assay.evaluation.centroid.CentroidJudge` offers the same for works without a trained judge.
@@ -61,6 +61,10 @@ class JudgeLike(Protocol):
 
     def score(self, images: torch.Tensor, titles: Sequence[str | None], styles: Sequence[str | None]) -> dict[str, Verdict]:
         """Judge images by what each was meant to show, blind to the real work of that title and style: head -> verdict."""
+        ...
+
+    def chance(self, head: str) -> float:
+        """Return the accuracy of a guess among the classes it chooses from; 1 where it knows none."""
         ...
 
 
@@ -198,10 +202,6 @@ class CrossJudge:
         fold = self.folds.get((title or "", style or ""))
         return 1 - fold if fold is not None else next((i for i, judge in enumerate(self.judges) if title in judge.classes["title"]), 0)
 
-    def nameable(self, title: str, style: str) -> bool:
-        """Return whether the judge that is asked knows the title at all, from works in other styles."""
-        return title in self.judges[self.asked(title, style)].classes["title"]
-
     def features(self, images: torch.Tensor) -> np.ndarray:
         """Return the features of both judges side by side: float32, (n, d), rows of norm 1."""
         return np.concatenate([judge.features(images) for judge in self.judges], 1) / np.float32(2**0.5)
@@ -219,6 +219,10 @@ class CrossJudge:
                 for whole, values in zip(found[head], part):
                     whole[rows] = values
         return found
+
+    def chance(self, head: str) -> float:
+        """Return the accuracy of a guess, on average over both judges."""
+        return sum(1 / max(1, len(judge.classes[head])) for judge in self.judges) / len(self.judges)
 
     def save(self, folder: str | Path) -> None:
         """Write both judges into `folder`/0 and `folder`/1, and `folds.json`."""

@@ -174,8 +174,9 @@ def fuse(denoiser: Denoiser, patches: Sequence[tuple[Patch, float]], folder: str
             denoiser.pipeline.save_pretrained(part)
             part.replace(folder)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(part, ignore_errors=True)
             raise NoRoom(f"{folder} cannot be written: {error}.", "Free some space, or choose another folder with `--out`.") from error
+        finally:  # also when interrupted
+            shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

@@ -118,10 +118,12 @@ class Record(Part):
     """The method that answered; empty where the verb has only one way."""
     given: dict[str, Any] = {}
     """Settings as the user gave them."""
+    again: list[str] = []
+    """Words after `assay` of the command that asks the same again; none where it was asked from Python with objects that have no name."""
     resolved: dict[str, Any] = {}
     """Settings as used, defaults and presets filled in."""
     digests: dict[str, str] = {}
-    """SHA-256 of what went in, by role: model, works, judge, patch:NAME."""
+    """SHA-256 of what went in, by role: model, works, judge, patch:NUMBER."""
     seeds: dict[str, int] = {}
     """Seeds by role."""
     metrics: list[Metric] = []
@@ -137,7 +139,7 @@ class Record(Part):
     pictures: list[Picture] = []
     """Pictures, first the one to look at."""
     quarantined: int = 0
-    """Works or prompts set aside as unreadable, counted and named in a table."""
+    """Works or prompts set aside, counted and named in a table."""
     seconds: float = 0.0
     """Wall time of the work."""
     passes: int = 0
@@ -263,6 +265,17 @@ def sha256_file(path: str | Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kept_tensors(path: Path) -> dict[str, Any] | None:
+    """Return the tensors of a shard that an earlier run left, or None if there is none or it is damaged and must be made again."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
 
 
 def digest_of(value: Any) -> str:

@@ -48,8 +48,8 @@ def test_the_first_loss_is_known(kind, eta):
     training = start(model, eta=eta)
     value = float(training.loss(0, generator(0)).detach())
     assert training.drawn is not None
-    x_t, low, _ = training.drawn
-    t = torch.randint(low, low + 250, (2,), generator=generator(0, "esd", 0))  # 1000 timesteps in 4 buckets
+    x_t, (low, high), _ = training.drawn
+    t = torch.randint(low, high, (2,), generator=generator(0, "esd", 0))
     expected = (1 + eta) ** 2 * (epsilon(model, x_t, t, "cat") - epsilon(model, x_t, t, "")).square().mean()
     assert value == pytest.approx(float(expected), rel=1e-3)
     assert value > 0
@@ -98,15 +98,19 @@ def test_lowers_its_loss_within_30_steps(denoiser):
 
 
 def test_x_t_is_the_sampler_s_own_and_fits_its_timesteps(denoiser):
-    """Before training the student is the base: x_t is what `Denoiser.sample` returns when stopped, whose timestep lies in the bucket."""
-    for latents in ("student", "base"):
-        training = start(denoiser, latents=latents, ddim_steps=10)
+    """Before training the student is the base: x_t is what `Denoiser.sample` returns when stopped, whose timestep starts its bucket.
+
+    15 does not divide 1000: the sampler's timesteps are 66 apart, and the first stands for all above it.
+    """
+    for latents, steps in (("student", 10), ("base", 10), ("student", 15)):
+        training = start(denoiser, latents=latents, ddim_steps=steps)
+        timesteps = denoiser.timesteps(steps).tolist()
         for step in range(4):
-            x_t, low, pairs = training.sample(step)
-            timesteps = denoiser.timesteps(10)
-            (taken,) = [index for index, t in enumerate(timesteps) if low <= t < low + 100]
+            x_t, (low, high), pairs = training.sample(step)
+            taken = timesteps.index(low)
+            assert high == (timesteps[taken - 1] if taken else 1000)
             seeds = [derive(0, "esd", step, row) for row in range(2)]
-            assert torch.equal(x_t, denoiser.sample([target for target, _ in pairs], seeds, steps=10, guidance=3.0, stop=taken))
+            assert torch.equal(x_t, denoiser.sample([target for target, _ in pairs], seeds, steps=steps, guidance=3.0, stop=taken))
 
 
 def test_the_student_samples_with_its_own_weights(denoiser):
@@ -124,7 +128,7 @@ def test_x_t_serves_as_many_steps_as_asked(denoiser):
     """Passes of a whole erasing, by hand: sampling takes 2 passes a latent and step, a training step 2 (base) + 1 (student) a latent."""
     for resample in (1, 3):
         training = start(denoiser, resample=resample)
-        taken = [3 - training.sample(step)[1] // 250 for step in range(0, 6, resample)]  # bucket 3 is pure noise
+        taken = [3 - training.sample(step)[1][0] // 250 for step in range(0, 6, resample)]  # bucket 3 is pure noise
         before = denoiser.passes
         esd.erase(denoiser, CAT, quick(steps=6, resample=resample))
         assert denoiser.passes - before == 2 * (2 * sum(taken) + 3 * 6)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.errors import Misconfigured
-from assay.evaluation.kid import crossed, floor, kid, mmd2
+from assay.evaluation.kid import floor, mmd2, paired
 
 
 def by_hand(x: np.ndarray, y: np.ndarray) -> float:
@@ -54,26 +54,6 @@ def test_mmd2_of_shifted_normals_has_the_closed_form():
     assert np.mean(found) == pytest.approx(22, abs=4 * np.std(found) / np.sqrt(40))
 
 
-def test_interval_holds_the_estimate_and_separates_what_differs():
-    x, y = samples(0, 200, 200, 8)
-    far, near = kid(x, y, seed=0), kid(x, samples(1, 200, 1, 8)[0], seed=0)
-    assert far.low < far.value < far.high
-    assert far.value == mmd2(x, y)
-    assert far.low > 0  # a shift of 0.3 in 8 dimensions
-    assert near.low < 0 < near.high
-    assert far == kid(x, y, seed=0)
-
-
-def test_interval_covers():
-    # 100 repeats of equal distributions: a conservative 95 % interval holds 0 in at least 90 of them (binomial 0.95, 100: P(< 90) = 1 %).
-    rng = np.random.default_rng(2)
-    held = 0
-    for repeat in range(100):
-        found = kid(rng.standard_normal((80, 3)), rng.standard_normal((80, 3)), seed=repeat, block=10, draws=300)
-        held += found.low <= 0 <= found.high
-    assert held >= 90
-
-
 def test_floor_is_about_zero_and_below_a_real_difference():
     x, y = samples(3, 200, 200, 8)
     noise = floor(x, seed=0)
@@ -86,31 +66,69 @@ def test_what_cannot_be_compared_is_refused():
     for call in (
         lambda: mmd2(np.zeros((1, 3)), np.zeros((5, 3))),
         lambda: mmd2(np.zeros((5, 3)), np.zeros((5, 4))),
-        lambda: kid(np.zeros((4, 3)), np.zeros((9, 3)), seed=0),
     ):
         with pytest.raises(Misconfigured):
             call()
 
 
-def test_crossed_halves_of_one_sample_are_its_floor():
-    x, _ = samples(4, 41, 1, 6)
-    assert crossed(x, x, seed=3) == floor(x, seed=3)
+def twins(seed: int, n: int, d: int, spread: float, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shared = rng.standard_normal((n, d))
+    return shared + spread * rng.standard_normal((n, d)), shared + spread * rng.standard_normal((n, d)) + shift
+
+
+@given(st.integers(0, 10**6), st.integers(4, 9), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_paired_is_the_mean_over_pairs_of_different_prompts(seed, n, d):
+    x, y = twins(seed, n, d, 1.0, 0.3)
+    groups = np.random.default_rng(seed).permutation(np.arange(n) % 4)
+
+    def kernel(a, b):
+        return (float(a @ b) / d + 1) ** 3
+
+    pairs = [(i, j) for i in range(n) for j in range(n) if groups[i] != groups[j]]
+    expected = np.mean([kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(y[i], x[j]) for i, j in pairs])
+    assert paired(x, y, groups, seed=0, draws=1).value == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_pairing_does_not_bring_samples_nearer():
-    # y is x with a little noise: all of x against all of y pairs every row with its twin, whose similarity pulls the estimate below zero.
-    # Crossed halves do not; over 100 samples their mean is within four standard errors of zero, which is the distance of the distributions.
-    rng = np.random.default_rng(5)
-    paired, across = [], []
+    # Twins differ by a little noise: all of x against all of y pairs every row with its twin, whose similarity pulls the estimate below zero.
+    # Without the pairs of twins, over 100 samples, the mean is within four standard errors of zero, which is the distance of the distributions.
+    plain, across = [], []
     for repeat in range(100):
-        x = rng.standard_normal((24, 4))
-        y = x + 1e-3 * rng.standard_normal(x.shape)
-        paired.append(mmd2(x, y))
-        across.append(crossed(x, y, seed=repeat, repeats=4).value)
-    assert np.mean(paired) < -4 * np.std(paired) / 10
+        x, y = twins(repeat, 24, 4, 1e-3, 0.0)
+        plain.append(mmd2(x, y))
+        across.append(paired(x, y, seed=repeat, draws=1).value)
+    assert np.mean(plain) < -4 * np.std(plain) / 10
     assert abs(np.mean(across)) < 4 * np.std(across) / 10
 
 
-def test_crossed_halves_need_pairs():
+def test_exchanges_find_a_shift_and_nothing_where_there_is_none():
+    # A permutation test of 5 %: of 200 samples without a shift 4 to 18 exceed (binomial 0.05, 200: P(outside) < 2 %); a shift of 0.3 is always found.
+    same, moved = [], []
+    for repeat in range(200):
+        found = paired(*twins(repeat, 60, 8, 0.6, 0.0), seed=repeat, draws=200)
+        same.append(found.value > found.exchange)
+    for repeat in range(20):
+        found = paired(*twins(repeat, 60, 8, 0.6, 0.3), seed=repeat, draws=200)
+        moved.append(found.value > found.exchange and found.p < 0.05)
+    assert 4 <= sum(same) <= 18
+    assert all(moved)
+
+
+def test_the_jackknife_interval_covers():
+    # Away from the null a U-statistic is normal: of 100 intervals of 95 % at least 88 hold the distance (binomial 0.95, 100: P(< 88) = 0.1 %).
+    # d = 1, x ~ N(0, 1.36), y ~ N(0.5, 1.36): moments of x 0, 1.36, 0; of y 0.5, 1.61, 0.5 ** 3 + 3 * 0.5 * 1.36 = 2.165.
+    truth = 3 * 0.5**2 + 3 * 0.25**2 + 2.165**2
+    held = 0
+    for repeat in range(100):
+        found = paired(*twins(repeat, 400, 1, 0.6, 0.5), seed=0, draws=1)
+        held += found.low <= truth <= found.high
+    assert held >= 88
+
+
+def test_pairing_needs_pairs():
     with pytest.raises(Misconfigured, match="same four"):
-        crossed(np.zeros((8, 2)), np.zeros((9, 2)), seed=0)
+        paired(np.zeros((8, 2)), np.zeros((9, 2)), seed=0)
+    with pytest.raises(Misconfigured, match="same four"):
+        paired(np.zeros((8, 2)), np.zeros((8, 2)), [0, 0, 0, 0, 1, 1, 2, 2], seed=0)

@@ -132,7 +132,8 @@ def test_the_private_key_stays_private(signed, tmp_path):
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     secret = key.read_bytes().splitlines()[1]
     assert not any(secret in path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert [path.name for path in key.parent.iterdir()] == ["signing.pem"]
+    assert sorted(path.name for path in key.parent.iterdir()) == ["signing.pem", "signing.pub.pem"]
+    assert (key.parent / "signing.pub.pem").read_bytes() == (folder / "public.pem").read_bytes()
     with pytest.raises(Misconfigured, match="inside"):
         sign(folder, folder / "key.pem")
     assert not (folder / "key.pem").exists()

@@ -69,7 +69,7 @@ class SettingOption(click.Option):
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command has."""
     for option in reversed([
-        click.option("--out", type=click.Path(), help="Folder to write to; an interrupted command resumes there.  [default: assay-out/COMMAND]"),
+        click.option("--out", type=click.Path(), help="Folder to write to and to resume in.  [default: out/COMMAND; of run, assay-out]"),
         click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."),
         click.option("--quiet", is_flag=True, help="No talk on stderr."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
@@ -161,7 +161,7 @@ def audit(**options: Any) -> None:
 def evaluate(**options: Any) -> None:
     """Measure what a model with patches can still do: target, neighbours, everything else, and its distance from the base.
 
-    Example: assay evaluate --concept twemoji --patch assay-out/erase
+    Example: assay evaluate --concept twemoji --patch out/erase-uce
     """
     run_verb("evaluate", options)
 
@@ -289,9 +289,9 @@ def run_verb(verb: str, options: dict[str, Any]) -> None:
     as_json, quiet, fail_on = options.pop("as_json"), options.pop("quiet"), options.pop("fail_on")
     display = Display(quiet)
     with contextlib.redirect_stdout(sys.stderr):
-        call = import_module("assay.verbs.commands").COMMANDS[verb]
-        outcome = call(display=display, **options)
-        conditions = import_module("assay.jobs.outcome").failed(outcome.record, fail_on)
+        conditions = [import_module("assay.jobs.outcome").Condition.read(text) for text in fail_on]
+        outcome = import_module("assay.verbs.commands").COMMANDS[verb](display=display, **options)
+        met = [condition.text for condition in conditions if not options["dry_run"] and condition.met(outcome.record)]
     if as_json:
         click.echo(outcome.to_json())
     else:
@@ -303,8 +303,8 @@ def run_verb(verb: str, options: dict[str, Any]) -> None:
             click.echo(str(outcome.out / "record.json"))
         for command in outcome.next:
             display.say(f"next: {command}")
-    if conditions:
-        display.say(f"failed on {', '.join(conditions)}")
+    if met:
+        display.say(f"failed on {', '.join(met)}")
         sys.exit(3)
 
 
@@ -323,15 +323,16 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(as_json, type(error).__name__, error.message, error.hint)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):  # click turns the second into the first
+        sys.stderr.write("\ninterrupted; the same command goes on from here\n")
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(0)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         usage = f"See `{context.command_path} --help`." if context else "See `assay --help`."
         _fail(as_json, "Misconfigured", error.format_message(), usage)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; the same command goes on from here\n")
-        sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
             raise

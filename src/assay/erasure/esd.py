@@ -114,7 +114,7 @@ def erase(
     """
     weights = check(denoiser, concept, settings)
     training = Training(denoiser, concept, settings, weights, seed)
-    base = {name: tensor_digest(tensor) for name, tensor in weights.items()}
+    base = {name: tensor_digest(denoiser.replaced.get(name, tensor)) for name, tensor in weights.items()}
     plan = digest_of([asdict(settings), asdict(concept), seed, base])
     schedule = Schedule(settings.steps, settings.batch, settings.learning_rate, warmup=0, decay=0, weight_decay=0, beta2=0.999, clip=math.inf, ema=0)
     run = Run(training.masters, training.loss, schedule, seed=seed, folder=folder, plan=plan)
@@ -173,20 +173,20 @@ class Training:
         self.pairs = [(target, anchor if settings.toward_anchor else "") for target, anchor in concept.pairs()]
         denoiser.conditioning([settings.erase_from, *(prompt for pair in self.pairs for prompt in pair)])
         self.student = StandIn(denoiser.unet)
-        self.drawn: tuple[torch.Tensor, int, list[tuple[str, str]]] | None = None
+        self.drawn: tuple[torch.Tensor, tuple[int, int], list[tuple[str, str]]] | None = None
+        self.timesteps = [len(denoiser.alphas_cumprod), *denoiser.timesteps(settings.ddim_steps).tolist()]
 
     def loss(self, step: int, _: torch.Generator) -> torch.Tensor:
         """Return the loss of a step: a scalar."""
         if self.drawn is None or step % self.settings.resample == 0:
             self.drawn = self.sample(step)
-        x_t, low, pairs = self.drawn
-        high = low + self._bucket(1) - self._bucket(0)
+        x_t, (low, high), pairs = self.drawn
         t = torch.randint(low, high, (len(pairs),), generator=generator(self.seed, "esd", step)).to(x_t.device)
         concept, away, source = self.prompts(pairs)
         return self.distance(x_t, t, concept if source is None else source, self.target(x_t, t, concept, away, source))
 
-    def sample(self, step: int) -> tuple[torch.Tensor, int, list[tuple[str, str]]]:
-        """Sample x_t part of the way, all to the same step: (batch, c, h, w); with the least timestep that it stands for, and its prompts."""
+    def sample(self, step: int) -> tuple[torch.Tensor, tuple[int, int], list[tuple[str, str]]]:
+        """Sample x_t part of the way, all to the same step: (batch, c, h, w); with the timesteps it stands for, from and below, and its prompts."""
         settings = self.settings
         draws = generator(self.seed, "esd", "latents", step)
         taken = int(torch.randint(settings.ddim_steps, (), generator=draws))
@@ -196,7 +196,7 @@ class Training:
         options = {"steps": settings.ddim_steps, "guidance": settings.guidance, "stop": taken}
         tensors = self._cast() if settings.latents == "student" else {}
         x_t = self.student.run(tensors, self.denoiser.sample, concept if source is None else source, seeds, **options)
-        return x_t, self._bucket(settings.ddim_steps - 1 - taken), pairs
+        return x_t, (self.timesteps[taken + 1], self.timesteps[taken]), pairs
 
     def prompts(self, pairs: list[tuple[str, str]]) -> tuple[Conditioning, Conditioning, Conditioning | None]:
         """Return the conditioning of the concept, of what it is guided to, and of `erase_from` if there is one."""
@@ -214,9 +214,6 @@ class Training:
     def distance(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, target: torch.Tensor) -> torch.Tensor:
         """Return the mean squared distance of the trained model's prediction from a target: a scalar."""
         return (self.student.run(self._cast(), self.denoiser.predict, x_t, t, conditioning) - target).square().mean()
-
-    def _bucket(self, index: int) -> int:
-        return index * len(self.denoiser.alphas_cumprod) // self.settings.ddim_steps
 
     def _cast(self) -> dict[str, torch.Tensor]:
         return {name: master.to(self.denoiser.dtype) for name, master in self.masters.items()}

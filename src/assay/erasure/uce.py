@@ -20,7 +20,8 @@ Faithful: the equation; the edited matrices; all tokens through the padding, whi
 the last token of the subject alone (their code of 2025). Different: tokens are aligned from the end, words to words, the end token to the end
 token, each pad to the pad at its own place, from the first token in which two prompts differ, so that templates with the concept in the middle work
 (for a bare name the last token is the authors'); the begin token is never a target or an anchor (the authors' empty anchor is the begin token; ours
-the end token), but it is preserved; the empty prompt is always preserved, or guidance drifts; s_p does not depend on the number of concepts. On
+the end token, or zeros where a pipeline gives zeros for the empty prompt), but it is preserved; the empty prompt is always preserved, as encoded and
+as guidance gives it, or guidance drifts; s_p does not depend on the number of concepts. On
 SDXL c is both encoders' states side by side; the pooled embedding is left alone.
 
 Cost: no pass of the UNet; the encoding of all prompts, one factorisation, one product a matrix. Known failure: keys and values read no more
@@ -100,11 +101,7 @@ def erase(
         Misconfigured: a setting is out of range, or the anchor is the concept.
         Unsupported: the model has no cross-attention over its text encoder's states.
     """
-    weights = denoiser.group("cross_attention.kv")
-    if settings.tokens not in ("all", "last"):
-        raise Misconfigured(f"The setting `tokens` must be all or last; got `{settings.tokens}`.", "Choose one of them.")
-    if not (settings.lam > 0 and settings.erase_scale >= 0 and settings.preserve_scale >= 0):
-        raise Misconfigured("`lam` must be positive, and `erase_scale` and `preserve_scale` not negative.", "The paper's values are 0.1, 1 and 1.")
+    weights = check(denoiser, concept, settings)
     targets, anchors = paired_states(denoiser, concept.pairs(), settings.tokens)
     preserved = preserved_states(denoiser, concept.preserved(), settings.tokens)
     if odd := [name for name, weight in weights.items() if weight.shape[1] != targets.shape[1]]:
@@ -115,10 +112,25 @@ def erase(
     for done, (name, weight) in enumerate(weights.items(), 1):
         delta = settings.strength * (weight.detach().to(change) @ change)  # W - W0 = W0 D
         tensors[f"delta/{name}"] = delta.float().cpu()
-        base[name] = tensor_digest(weight)
+        base[name] = tensor_digest(denoiser.replaced.get(name, weight))
         if progress:
             progress(done, len(weights), {"relative_change": float(delta.norm() / weight.detach().to(delta).norm())})
     return Patch(Manifest(method="uce", settings=asdict(settings), made_for=f"erase {concept.name}", base=base), tensors)
+
+
+def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str, torch.Tensor]:
+    """Return the weights to change, if everything is in order.
+
+    Raises:
+        Misconfigured: a setting is out of range, or the anchor is the concept.
+    """
+    if settings.tokens not in ("all", "last"):
+        raise Misconfigured(f"The setting `tokens` must be all or last; got `{settings.tokens}`.", "Choose one of them.")
+    if not (settings.lam > 0 and settings.erase_scale >= 0 and settings.preserve_scale >= 0):
+        raise Misconfigured("`lam` must be positive, and `erase_scale` and `preserve_scale` not negative.", "The paper's values are 0.1, 1 and 1.")
+    if all(target == anchor for target, anchor in concept.pairs()):
+        raise Misconfigured("The concept and its anchor are the same prompts, so there is nothing to erase.", "Give another anchor.")
+    return denoiser.group("cross_attention.kv")
 
 
 def solve(
@@ -180,6 +192,8 @@ def paired_states(denoiser: Denoiser, pairs: Sequence[tuple[str, str]], tokens: 
 def preserved_states(denoiser: Denoiser, prompts: Sequence[str], tokens: str) -> torch.Tensor:
     """Return the states of prompts that must stay: (m, width). All tokens; or the last word of each, and all tokens of the empty prompt."""
     states = _movable(denoiser, prompts)  # (b, tokens, width)
+    if "" in prompts and not torch.equal(empty := _as_encoded(denoiser, ""), _movable(denoiser, [""])):
+        states, prompts = torch.cat([states, empty]), [*prompts, ""]
     if tokens == "all":
         return states.flatten(0, 1)
     ends = (denoiser.family.tokenize(prompts)[0] == denoiser.family.encoders[0][0].eos_token_id).int().argmax(1)
@@ -209,6 +223,12 @@ def align(target: list[int], anchor: list[int], end: int, tokens: str) -> tuple[
             shared += 1
         rows = [max(first, target_end - 1 - shared)]
     return rows, [max(row - target_end + anchor_end, first) if row <= target_end else max(row, anchor_end) for row in rows]
+
+
+def _as_encoded(denoiser: Denoiser, prompt: str) -> torch.Tensor:
+    with torch.no_grad():  # `conditioning` gives an empty prompt as guidance does, which for SDXL may be zeros
+        states = denoiser.family.encode(denoiser.family.tokenize([prompt])).states
+    return states if states.device.type == "cuda" else states.cpu()
 
 
 def _movable(denoiser: Denoiser, prompts: Sequence[str]) -> torch.Tensor:

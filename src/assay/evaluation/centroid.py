@@ -87,6 +87,10 @@ class CentroidJudge:
         """Judge images by what each was meant to show: head -> verdict. The real works of that title and style are left out of every mean."""
         return self._judge(self._standardised(images), list(zip(titles, styles, strict=True)))
 
+    def chance(self, head: str) -> float:
+        """Return the accuracy of a guess among the classes of at least two works."""
+        return 1 / max(1, len(self.classes[head]))
+
     def own_accuracy(self) -> dict[str, float | None]:
         """Return the leave-one-out accuracy by head on the works it was made of; None where no class can be named."""
         return {head: found.accuracy() for head, found in self._judge(self.rows, self.pairs).items()}

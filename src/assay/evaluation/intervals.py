@@ -67,7 +67,7 @@ def bootstrap(
 
 
 def ratio_interval(successes: int, n: int, reference_successes: int, reference_n: int, level: float = 0.95) -> Interval:
-    """Return the score interval for the ratio of two independent proportions (Koopman 1984, Biometrika 40:513).
+    """Return the score interval for the ratio of two independent proportions (Koopman 1984, Biometrics 40:513).
 
     It holds every ratio r for which the hypothesis p = r * p_reference is not rejected by Pearson's chi-squared with one degree of freedom, and is
     recommended at small counts (Fagerland, Lydersen and Laake 2015); unlike the logarithmic method it is sound at 0 and n successes.

@@ -1,17 +1,18 @@
 """Kernel Inception Distance: the unbiased MMD^2 of Binkowski et al. 2018 (Sec. 4, App. A) with k(x, y) = (x.y / d + 1)^3, in any feature space.
 
 Exact over all pairs, without subsets. Being unbiased it may fall below zero; quote it beside `floor`. Samples that share prompts and seeds are
-compared by `crossed`, independent ones by `kid`.
+compared by `paired`, independent ones by `mmd2`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import norm
 
 from assay.errors import Misconfigured
-from assay.evaluation.intervals import bootstrap
 from assay.noise import numpy_generator
 
 BLOCK = 2048
@@ -28,6 +29,21 @@ class Estimate(NamedTuple):
     """Upper end."""
 
 
+class Paired(NamedTuple):
+    """A distance between two models on the same prompts."""
+
+    value: float
+    """Unbiased estimate of MMD^2; it may be negative."""
+    low: float
+    """Lower end of its interval."""
+    high: float
+    """Upper end."""
+    exchange: float
+    """What the estimate stays below, at the interval's level, if the two models are one."""
+    p: float
+    """Share of exchanges that give at least the estimate."""
+
+
 def mmd2(first: np.ndarray, second: np.ndarray) -> float:
     """Return the unbiased MMD^2 between features (n, d) and (m, d).
 
@@ -42,68 +58,65 @@ def mmd2(first: np.ndarray, second: np.ndarray) -> float:
     return within - 2 * _kernel_sum(first, second) / (n * m)
 
 
-def kid(first: np.ndarray, second: np.ndarray, *, seed: int, block: int = 50, level: float = 0.95, draws: int = 2000) -> Estimate:
-    """Return `mmd2(first, second)` with a block bootstrap interval.
+def paired(
+    first: np.ndarray, second: np.ndarray, groups: Sequence[object] | None = None, *, seed: int, level: float = 0.95, draws: int = 1000
+) -> Paired:
+    """Return KID between two models on the same prompts and seeds, with its interval and what chance alone would give.
 
-    Rows are shuffled and cut into disjoint blocks; each pair of blocks gives an independent unbiased estimate (the block test of Zaremba et al.
-    2013), and the spread of their bootstrapped mean is laid around the exact estimate. Conservative: the mean of blocks varies more than the
-    estimate over all pairs.
-
-    Args:
-        first: features (n, d).
-        second: features (m, d).
-        seed: of shuffle and draws.
-        block: rows a block; smaller samples are cut into at least four blocks.
-        level: of the interval.
-        draws: of the bootstrap.
-
-    Raises:
-        Misconfigured: a sample has fewer than eight rows.
-    """
-    first, second = _checked(first), _checked(second)
-    smaller = min(len(first), len(second))
-    if smaller < 8:
-        raise Misconfigured(f"An interval needs at least 8 rows in both samples; got {smaller}.", "Generate more images.")
-    blocks = max(4, smaller // block)
-    rng = numpy_generator(seed, "blocks")
-    parts = [np.array_split(sample[rng.permutation(len(sample))], blocks) for sample in (first, second)]
-    estimates = np.array([mmd2(a, b) for a, b in zip(*parts)])
-    low, high = bootstrap(estimates - estimates.mean(), level=level, seed=seed, draws=draws)
-    exact = mmd2(first, second)
-    return Estimate(exact, exact + low, exact + high)
-
-
-def crossed(first: np.ndarray, second: np.ndarray, *, seed: int, repeats: int = 50) -> Estimate:
-    """Return mean and 95 % range of KID between a random half of the rows of `first` and the other half of `second`.
-
-    For two models on the same prompts and seeds: row i of one is no independent draw beside row i of the other, and all of one against all of the
-    other would come out too near. Crossed halves share no prompt and no seed. With one sample in both places this is `floor`.
+    Row i of one sample is no independent draw beside row i of the other, so all of one against all of the other would come out too near. With
+    phi the kernel's feature map, h_ij = <phi(x_i) - phi(y_i), phi(x_j) - phi(y_j)> has the expectation MMD^2 for any two prompts: the estimate is
+    the mean of h over pairs of different prompts (a U-statistic; Gretton et al. 2012, Lemma 6, without the terms that share a prompt). Its interval
+    is the jackknife's over prompts. If the models were the same, the images of a prompt could be exchanged, which changes the sign of its row and
+    column of h: `exchange` is the quantile over random exchanges, a permutation test.
 
     Args:
         first: features (n, d).
         second: features of the same prompts and seeds (n, d).
-        seed: of the splits.
-        repeats: random splits; the range is that of single splits.
+        groups: the prompt of every row, where several rows share one.
+        seed: of the exchanges.
+        level: of the interval and of the exchanges' quantile.
+        draws: exchanges.
 
     Raises:
-        Misconfigured: the samples differ in length, or have fewer than four rows.
+        Misconfigured: the samples differ in length, or have fewer than four prompts.
     """
     first, second = _checked(first), _checked(second)
-    half = len(first) // 2
-    if len(first) != len(second) or half < 2:
-        raise Misconfigured(f"Crossed halves need two samples of the same four or more prompts; got {len(first)} and {len(second)}.", "Pair them.")
-    rng = numpy_generator(seed, "halves")
-    found = []
-    for _ in range(repeats):
-        order = rng.permutation(len(first))
-        found.append(mmd2(first[order[:half]], second[order[half : 2 * half]]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Estimate(float(np.mean(found)), float(low), float(high))
+    labels = np.unique([str(name) for name in (range(len(first)) if groups is None else groups)], return_inverse=True)[1]
+    prompts = int(labels.max()) + 1
+    if first.shape != second.shape or len(labels) != len(first) or prompts < 4:
+        raise Misconfigured(f"Pairing needs two samples of the same four or more prompts; got {len(first)} and {len(second)} rows.", "Pair them.")
+    between = _kernel(first, second)
+    table = _kernel(first, first) + _kernel(second, second) - between - between.T
+    member = np.equal.outer(np.arange(prompts), labels).astype(np.float64)  # (prompts, n)
+    sums = member @ table @ member.T
+    sizes = member.sum(1)
+    np.fill_diagonal(sums, 0.0)
+    pairs = sizes.sum() ** 2 - (sizes**2).sum()
+    value = sums.sum() / pairs
+    without = (sums.sum() - 2 * sums.sum(1)) / (pairs - 2 * sizes * (sizes.sum() - sizes))
+    deviation = float(np.sqrt((prompts - 1) / prompts * ((without - without.mean()) ** 2).sum()))
+    half = float(norm.ppf((1 + level) / 2)) * deviation
+    signs = numpy_generator(seed, "exchange").choice([-1.0, 1.0], (draws, prompts))
+    null = ((signs @ sums) * signs).sum(1) / pairs
+    share = (1 + int((null >= value).sum())) / (1 + draws)
+    return Paired(float(value), float(value) - half, float(value) + half, float(np.quantile(null, level)), share)
 
 
 def floor(features: np.ndarray, *, seed: int, repeats: int = 50) -> Estimate:
-    """Return mean and 95 % range of KID between two random halves of one sample: the noise below which a distance means nothing."""
-    return crossed(features, features, seed=seed, repeats=repeats)
+    """Return mean and 95 % range of KID between two disjoint random halves of one sample: how far apart images of one model are found.
+
+    Args:
+        features: features (n, d).
+        seed: of the splits.
+        repeats: random splits; the range is that of single splits.
+    """
+    features = _checked(features)
+    half = len(features) // 2
+    rng = numpy_generator(seed, "halves")
+    orders = [rng.permutation(len(features)) for _ in range(repeats)]
+    found = [mmd2(features[order[:half]], features[order[half : 2 * half]]) for order in orders]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Estimate(float(np.mean(found)), float(low), float(high))
 
 
 def _checked(features: np.ndarray) -> np.ndarray:
@@ -111,6 +124,10 @@ def _checked(features: np.ndarray) -> np.ndarray:
     if features.ndim != 2 or len(features) < 2:
         raise Misconfigured(f"KID needs features of at least two images as rows; got shape {features.shape}.", "Generate more images.")
     return features
+
+
+def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return (first @ second.T / first.shape[1] + 1) ** 3
 
 
 def _kernel_sum(first: np.ndarray, second: np.ndarray) -> float:

@@ -72,8 +72,6 @@ class Joint(NamedTuple):
     """How many measures must agree."""
     achieved: float
     """Share of the negatives that are flagged."""
-    bound: float
-    """Upper 95 % confidence bound of the rate among all negatives."""
     n: int
     """Negatives it was set on."""
 
@@ -97,10 +95,10 @@ def joint_threshold(negatives: np.ndarray, false_positive_rate: float, least: in
     scores = np.asarray(negatives, np.float64)
     ladder = -np.sort(-scores, axis=0)
     most = allowed(len(scores), false_positive_rate)
-    chosen = Joint((math.inf,) * scores.shape[1], least, 0.0, 0.0, len(scores))
+    chosen = Joint((math.inf,) * scores.shape[1], least, 0.0, len(scores))
     for values in ladder if most >= 0 else ():
         flagged = int(((scores > values).sum(1) >= least).sum())
         if flagged > most:
             break
-        chosen = Joint(tuple(values.tolist()), least, flagged / len(scores), bound(len(scores), most), len(scores))
+        chosen = Joint(tuple(values.tolist()), least, flagged / len(scores), len(scores))
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -48,11 +49,11 @@ class OutFolder:
         """
         if path.exists() and not path.is_dir():
             raise Mismatch(f"{path} is a file.", "Choose a folder with `--out`.")
-        if not path.exists() or not any(path.iterdir()):
+        if not path.exists() or all(entry.suffix == ".part" for entry in path.iterdir()):
             return
         try:
-            known = json.loads((path / "plan.json").read_text())
-        except (OSError, ValueError) as error:
+            known = dict(json.loads((path / "plan.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise Mismatch(f"{path} is not empty and was not written by assay.", "Choose an empty or new folder with `--out`.") from error
         wanted = json.loads(json.dumps(plan, default=str))
         if known != wanted:
@@ -64,6 +65,12 @@ class OutFolder:
     def __truediv__(self, name: str) -> Path:
         """Return a path inside the folder."""
         return self.path / name
+
+    def abandon(self) -> None:
+        """Remove the folder if nothing but the plan is in it."""
+        with contextlib.suppress(OSError):
+            if [entry.name for entry in self.path.iterdir()] == ["plan.json"]:
+                shutil.rmtree(self.path)
 
     @property
     def done(self) -> bool:

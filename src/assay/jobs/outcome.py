@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from assay.errors import Misconfigured
+from assay.errors import Misconfigured, Missing
 from assay.record import Record
 
 SCHEMA = "assay/1"
@@ -56,24 +57,46 @@ def error_json(kind: str, message: str, hint: str) -> str:
     return json.dumps({"schema": SCHEMA, "status": "error", "error": {"type": kind, "message": message, "hint": hint}})
 
 
-def failed(record: Record | None, conditions: tuple[str, ...]) -> list[str]:
-    """Return those `METRIC>VALUE` or `METRIC<VALUE` conditions that the record meets.
+@dataclass(frozen=True)
+class Condition:
+    """A `METRIC>VALUE` or `METRIC<VALUE` that makes a command fail."""
 
-    Raises:
-        Misconfigured: a condition cannot be read.
-        Missing: the record has no such metric.
-    """
-    met = []
-    for condition in conditions:
-        sign = ">" if ">" in condition else "<"
-        name, _, limit = condition.partition(sign)
+    text: str
+    """As it was given."""
+    metric: str
+    """Name of the metric."""
+    above: bool
+    """Whether it is met above the value."""
+    value: float
+    """The value."""
+
+    @classmethod
+    def read(cls, text: str) -> Condition:
+        """Read a condition.
+
+        Raises:
+            Misconfigured: it cannot be read.
+        """
+        sign = ">" if ">" in text else "<"
+        name, _, limit = text.partition(sign)
         try:
-            bound = float(limit)
-        except ValueError as error:
-            raise Misconfigured(f"`{condition}` is no condition.", "Write METRIC>VALUE or METRIC<VALUE, such as target.accuracy>0.1.") from error
+            value = float(limit)
+        except ValueError:
+            value = math.nan
+        if not name.strip() or math.isnan(value):
+            raise Misconfigured(f"`{text}` is no condition.", "Write METRIC>VALUE or METRIC<VALUE, such as target.accuracy>0.1.")
+        return cls(text, name.strip(), sign == ">", value)
+
+    def met(self, record: Record | None) -> bool:
+        """Say whether the record meets it.
+
+        Raises:
+            Misconfigured: there is no record.
+            Missing: the record has no such metric, or it was not measured.
+        """
         if record is None:
-            continue
-        value = record.metric(name.strip()).value
-        if value is not None and (value > bound if sign == ">" else value < bound):
-            met.append(condition)
-    return met
+            raise Misconfigured(f"There is no record to hold `{self.text}` against.", "Use `--fail-on` with a command that measures something.")
+        value = record.metric(self.metric).value
+        if value is None:
+            raise Missing(f"`{self.metric}` was not measured, so `{self.text}` cannot be judged.", "See the record's findings for why.")
+        return value > self.value if self.above else value < self.value

@@ -15,7 +15,9 @@ model that draws well what it never saw raises the thresholds, and a faint copy 
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,15 +26,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from assay.denoiser import Denoiser, tensor_digest, to_pictures
-from assay.errors import BadInput, Misconfigured
+from assay.errors import BadInput, Misconfigured, Unsupported
+from assay.evaluation.features import resized
 from assay.judge import JudgeLike
-from assay.memorization.looks import SIZE, Looks, compare, looks, strip
+from assay.memorization.looks import SIZE, compare, looks, strip
 from assay.memorization.testimony import Group, witness
 from assay.noise import derive
-from assay.record import Record, digest_of, versions, write_atomically
+from assay.record import Record, digest_of, kept_tensors, versions, write_atomically
 from assay.works import Works
 
 
@@ -82,28 +85,33 @@ class Audit(NamedTuple):
 def choose(works: Works, settings: Settings, seed: int) -> list[Group]:
     """Say which works to ask for, group by group; a work's place in the lottery depends on seed and id alone.
 
+    Ordinary members are those of the commonest number of copies; calibration and holdout works are those that were never shown.
+
     Works that declare a `subset` none of which was trained are left out: they are not like the others.
 
     Raises:
         BadInput: a canary's dose is no number.
-        Misconfigured: there are no calibration works, or nothing to audit.
+        Unsupported: there are no calibration works, or nothing to audit.
     """
     rows = works.table.drop_columns(["image"]).to_pylist()
     attributes = [dict(row["attributes"] or []) for row in rows]
     trained = {about.get("subset") for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"]}
     canaries: dict[tuple[str, int], list[int]] = {}
     plain: dict[str, list[int]] = {"calibration": [], "holdout": [], "member": []}
+    usual = Counter(row["copies"] for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"] and "canary" not in about)
+    dose = max(usual, key=lambda copies: (usual[copies], -copies), default=1)
+    wanted = {"calibration": 0, "holdout": 0, "member": dose}
     for index, (row, about) in enumerate(zip(rows, attributes)):
         if "canary" in about and "dose" in about:
             if not about["dose"].isdigit():
                 raise BadInput(f"Work {row['id'][:12]} declares the dose `{about['dose']}`.", "A dose is a whole number of copies.")
             canaries.setdefault((about["canary"], int(about["dose"])), []).append(index)
-        elif row["split"] in plain and about.get("subset") in trained and (row["split"] != "member" or row["copies"]):
+        elif row["split"] in plain and about.get("subset") in trained and row["copies"] == wanted[row["split"]]:
             plain[row["split"]].append(index)
     if not trained:
-        raise Misconfigured("The works have no members, so there is nothing to audit.", "Declare what the model was trained on: `split` = member.")
+        raise Unsupported("The works have no members, so there is nothing to audit.", "Declare what the model was trained on: `split` = member.")
     if not plain["calibration"]:
-        raise Misconfigured(
+        raise Unsupported(
             "The works have no calibration split, so no similarity can be called suspicious.",
             "Declare works that the model never saw: `split` = calibration (and holdout, to check the rate).",
         )
@@ -112,10 +120,25 @@ def choose(works: Works, settings: Settings, seed: int) -> list[Group]:
     groups = [
         Group("calibration", None, 0, drawn["calibration"]),
         Group("holdout", None, 0, drawn["holdout"]),
-        Group("members", None, 1, drawn["member"]),
+        Group("members", None, dose, drawn["member"]),
     ]
     groups += [Group("canary", arm, dose, canaries[arm, dose]) for arm, dose in sorted(canaries)]
     return [group for group in groups if group.works]
+
+
+def check(settings: Settings) -> None:
+    """Raise if a setting is out of range.
+
+    Raises:
+        Misconfigured: one is.
+    """
+    if min(settings.images, settings.steps, settings.batch) < 1 or settings.agreement not in (2, 3):
+        # One measure alone would flag at more than the rate: its thresholds come from the works that it is then counted on.
+        raise Misconfigured("`images`, `steps` and `batch` must be at least 1, and `agreement` 2 or 3.", "Use a preset.")
+    if min(settings.members, settings.calibration, settings.holdout, settings.matches) < 0 or not math.isfinite(settings.guidance):
+        raise Misconfigured("`members`, `calibration`, `holdout` and `matches` cannot be negative, and `guidance` is finite.", "Use a preset.")
+    if not 0 < settings.false_positive_rate < 1:
+        raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.05.")
 
 
 def cost(works: Works, settings: Settings) -> dict[str, int]:
@@ -150,11 +173,9 @@ def audit(
 
     Raises:
         Misconfigured: a setting is out of range.
+        Unsupported: the works have no calibration works, or no members.
     """
-    if min(settings.images, settings.steps, settings.batch) < 1 or not 1 <= settings.agreement <= 3:
-        raise Misconfigured("`images`, `steps` and `batch` must be at least 1, and `agreement` 1, 2 or 3.", "Use a preset.")
-    if not 0 < settings.false_positive_rate < 1:
-        raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.05.")
+    check(settings)
     start, passes = time.monotonic(), denoiser.passes
     groups = choose(works, settings, seed)
     asked = [index for group in groups for index in group.works]
@@ -164,23 +185,23 @@ def audit(
     state = [denoiser.digest, [(name, tensor_digest(denoiser.weights()[name])) for name in sorted(denoiser.replaced)], repr(denoiser.rules)]
     plan = digest_of([state, [prompts[index] for index in own], seeds, settings.steps, settings.guidance, settings.batch])
     options = {"steps": settings.steps, "guidance": settings.guidance}
-    parts = []
+    originals = looks(np.ascontiguousarray(works.pixels(SIZE).transpose(0, 3, 1, 2)), judge)
+    compared = []
     for first in range(0, len(own), settings.batch):
         file = None if folder is None else folder / f"nearest-{plan[:12]}-{first:06d}.safetensors"
-        if file is not None and file.exists():
-            made = load_file(file)["images"]
+        rows = slice(first, first + settings.batch)
+        kept = None if file is None else kept_tensors(file)
+        if kept is not None:
+            made = kept["images"]
         else:
-            rows = slice(first, first + settings.batch)
             images = denoiser.generate([prompts[index] for index in own[rows]], seeds[rows], batch=settings.batch, **options)
-            made = (images * 255).round().to(torch.uint8).cpu()
+            made = (resized(images.cpu()) * 255).round().to(torch.uint8)
             if file is not None:
                 write_atomically(file, save({"images": made.contiguous()}))
-        parts.append(looks(made.numpy(), judge))
+        compared.append(compare(looks(made.numpy(), judge), originals, own[rows]))
         if progress:
             progress(min(first + settings.batch, len(own)), len(own))
-    outputs = Looks(*(np.concatenate(kind) for kind in zip(*parts)))
-    originals = looks(np.ascontiguousarray(works.pixels(SIZE).transpose(0, 3, 1, 2)), judge)
-    similarity, rank = compare(outputs, originals, own)
+    similarity, rank = (np.concatenate(parts) for parts in zip(*compared))
     testimony = witness(works, groups, similarity.reshape(len(asked), -1, 3), rank.reshape(len(asked), -1, 3), asdict(settings), judge)
     pictures: dict[str, Image.Image] = {}
     shown = [(asked[place], number) for place, number in testimony.matches]

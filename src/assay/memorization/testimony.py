@@ -15,6 +15,8 @@ from assay.works import Works
 MEASURES = ("tiled l2", "perceptual hash", "judge's features")
 
 SHOWS_NOT = [
+    "Agreement is over a work's images: the measures that exceed their thresholds may do so on different ones. The table of matches shows the image "
+    "that is nearest by tiled l2, with its own figures.",
     "Similarity is not cause: a title and a style all but fix the image, so a faithful model looks like a memorising one. The controls are the "
     "guard: canaries with k = 0, calibration and holdout works, none of them trained.",
     "What the same model would draw had it not seen the work is not part of this audit: there is no counterfactual.",
@@ -110,7 +112,7 @@ def witness(works: Works, groups: list[Group], similarity: np.ndarray, rank: np.
         low, high = wilson(count, len(rows))
         never = group.arm is None and group.kind != "members"
         name = f"false_positives.{group.label}" if never else f"memorised.{group.label}"
-        shared = {"n": len(rows), "better": "lower", "judge": signature, "chance": decision.joint.achieved}
+        shared = {"n": len(rows), "better": "lower", "judge": signature, "chance": decision.rate}
         metrics.append(Metric(name=name, value=count / len(rows), low=low, high=high, **shared))
         alone = [f"{int(decision.alone[rows, measure].sum())}" for measure in range(3)]
         rates.append([group.words, len(rows), count, f"{low:.0%} to {high:.0%}", *alone, int(first[rows].sum())])
@@ -125,7 +127,8 @@ def witness(works: Works, groups: list[Group], similarity: np.ndarray, rank: np.
         : settings["matches"]
     ]
     asked = [index for group in groups for index in group.works]
-    matches = [_match(place, group, works[asked[row]], scores[row], bool(decision.flagged[row])) for place, (group, row) in enumerate(order, start=1)]
+    shown = [(group, works[asked[row]], similarity[row, best[row]], bool(decision.flagged[row])) for group, row in order]
+    matches = [_match(place, *about) for place, about in enumerate(shown, start=1)]
     heads = ["output", "work", "title", "style", "creator", "licence", "copies", "memorised", *MEASURES]
     tables = [
         Table(title="Works called memorised", columns=columns, rows=rates),
@@ -151,6 +154,9 @@ def witness(works: Works, groups: list[Group], similarity: np.ndarray, rank: np.
 def findings(groups: list[Group], metrics: list[Metric], decision: Decision, settings: dict[str, Any]) -> list[str]:
     """Say in words what was found: the most copied canaries first, then controls, ordinary members and the rate that holds."""
 
+    def shown(times: int) -> str:
+        return "once" if times == 1 else f"{times} times"
+
     def counted(group: Group, metric: Metric) -> str:
         return f"{round((metric.value or 0) * metric.n)} of {metric.n} (95 % interval {metric.low or 0:.0%} to {metric.high or 0:.0%})"
 
@@ -163,7 +169,8 @@ def findings(groups: list[Group], metrics: list[Metric], decision: Decision, set
     for group, metric in pairs:
         if group.kind == "members":
             found.append(
-                f"Of ordinary members, shown once an epoch, {counted(group, metric)} are called memorised; chance is {decision.joint.achieved:.1%}."
+                f"Of ordinary members, shown {shown(group.dose)} an epoch, {counted(group, metric)} are called memorised; chance is at most "
+                f"{decision.rate:.1%}."
             )
         elif group.kind == "canary" and group.dose == 0:
             found.append(f"Of the canaries withheld from training (k = 0), {counted(group, metric)} are called memorised: false alarms.")

@@ -30,7 +30,7 @@ def sign(folder: str | Path, key_path: str | Path | None = None) -> Path:
 
     Args:
         folder: what to sign; `public.pem`, `manifest.json` and `manifest.sig` are written into it.
-        key_path: PEM file with an Ed25519 private key, made if absent; the default is that of `default_key`.
+        key_path: PEM file with an Ed25519 private key, made if absent; the default is that of `default_key`. Its public half is put beside it.
 
     Raises:
         Missing: there is no such folder.
@@ -39,20 +39,34 @@ def sign(folder: str | Path, key_path: str | Path | None = None) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise Missing(f"There is no folder {folder} to sign.", "Give a folder that an assay command wrote with `--out`.")
-    path = Path(key_path) if key_path else default_key()
-    if path.resolve().is_relative_to(folder.resolve()):
-        raise Misconfigured(
-            f"The private key {path} lies inside the folder to sign.", "Keep it elsewhere: whoever gets the folder could sign in your name."
-        )
+    path = check_key(folder, key_path)
     _inventory(folder)
     key = _private_key(path)
     public = key.public_key()
-    write_atomically(folder / PUBLIC, public.public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo))
+    pem = public.public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo)
+    write_atomically(folder / PUBLIC, pem)
+    with suppress(NoRoom):  # a key may be kept where nothing can be written
+        write_atomically(public_key_path(path), pem)
     files = [{"file": name, "sha256": _digest(path), "bytes": path.stat().st_size} for name, path in _inventory(folder).items()]
     manifest = json.dumps({"schema": SCHEMA, "files": files, "public_key": public.public_bytes_raw().hex()}, indent=1).encode() + b"\n"
     write_atomically(folder / MANIFEST, manifest)
     write_atomically(folder / SIGNATURE, base64.b64encode(key.sign(manifest)))
     return folder / MANIFEST
+
+
+def check_key(folder: str | Path, key_path: str | Path | None = None) -> Path:
+    """Return the private key that `sign` would use, if it can be used; it is made if absent.
+
+    Raises:
+        Misconfigured: it lies inside the folder to sign.
+    """
+    path = Path(key_path) if key_path else default_key()
+    if path.resolve().is_relative_to(Path(folder).resolve()):
+        raise Misconfigured(
+            f"The private key {path} lies inside the folder to sign.", "Keep it elsewhere: whoever gets the folder could sign in your name."
+        )
+    _private_key(path)
+    return path
 
 
 def verify(folder: str | Path, public_key: str | Path) -> list[str]:
@@ -66,13 +80,26 @@ def verify(folder: str | Path, public_key: str | Path) -> list[str]:
         Missing: the folder or its manifest is absent.
         Mismatch: the signature is not of this key, or a file was changed, added or removed.
     """
-    folder = Path(folder)
+    return _verify(Path(folder), _public_key(Path(public_key)))
+
+
+def verify_own(folder: str | Path, key_path: str | Path | None = None) -> list[str]:
+    """Check a folder that was signed here, against the public half of one's own private key; what it returns and raises is as in `verify`."""
+    return _verify(Path(folder), _private_key(Path(key_path) if key_path else default_key()).public_key())
+
+
+def public_key_path(key_path: str | Path | None = None) -> Path:
+    """Return where the public half of a private key is kept, beside it, to be given to whoever verifies."""
+    return (Path(key_path) if key_path else default_key()).with_suffix(".pub.pem")
+
+
+def _verify(folder: Path, key: Ed25519PublicKey) -> list[str]:
     for name in (MANIFEST, SIGNATURE):
         if not (folder / name).is_file():
             raise Missing(f"{folder} holds no {name}: it is not signed.", "Sign it by running `assay run` to its end, or ask for the whole folder.")
     files = _inventory(folder)
     data = (folder / MANIFEST).read_bytes()
-    _check_signature(data, (folder / SIGNATURE).read_bytes(), _public_key(Path(public_key)))
+    _check_signature(data, (folder / SIGNATURE).read_bytes(), key)
     listed = _listed(data)
     changed = [name for name, item in listed.items() if name in files and not _same(files[name], item)]
     wrong = {"changed": changed, "missing": sorted(listed.keys() - files.keys()), "added": sorted(files.keys() - listed.keys())}

@@ -14,7 +14,6 @@ from assay.reports import digits
 ROWS = 20
 ROWS_WITH_PICTURES = 8
 SMALLEST_RATE = 0.05
-NOT_SETTINGS = ("out", "json", "quiet", "dry_run")
 HEAD_ROLES = ("model", "works")
 
 
@@ -51,31 +50,8 @@ def single(record: Record, sha256: str) -> Dossier:
 
 
 def rerun(record: Record) -> str:
-    """Return the shell command that asks the record's question again."""
-    given = {key: value for key, value in record.given.items() if key not in NOT_SETTINGS}
-    words = ["assay", *record.command.split()]
-    if words[1:] == ["works"]:
-        words.append(str(given.pop("action", "info")))
-    positional = ("source", "works") if words[1] == "works" else ("model",)
-    words += [str(value) for key in positional if (value := given.pop(key, None)) is not None]
-    if record.method:
-        given = {"method": record.method} | given
-    if "seed" in record.resolved:
-        given.setdefault("seed", record.resolved["seed"])
-    return shlex.join(words + _flags(given))
-
-
-def _flags(given: dict[str, Any]) -> list[str]:
-    words: list[str] = []
-    for key, value in given.items():
-        flag = f"--{key.replace('_', '-')}"
-        if isinstance(value, dict):
-            words += _flags(value)
-        elif value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
-            words += [word for item in (value if isinstance(value, list | tuple) else [value]) for word in (flag, str(item))]
-    return words
+    """Return the shell command that asks the record's question again; empty where there is none."""
+    return shlex.join(["assay", *record.again]) if record.again else ""
 
 
 def _stage(place: int, name: str, pairs: list[tuple[Entry, Record]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -131,6 +132,9 @@ class Run:
             part.replace(path)
         except (OSError, SafetensorError) as error:
             raise NoRoom(f"{path} cannot be written: {error}.", "Free some space, or choose another folder with `--out`.") from error
+        finally:  # also when interrupted
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def _load(self, path: Path) -> None:
         try:

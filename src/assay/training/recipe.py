@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Recipe:
             data = json.loads(path.read_text())
             shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data["unet"].items()}
             shape["schedule"] = Schedule(**data["unet"]["schedule"])
+            if absent := {field.name for field in fields(UNetSettings)} - shape.keys():  # a default of today may not be what it was trained with
+                raise BadInput(f"{path} does not say its {', '.join(sorted(absent))}.", "It is of another version of assay; use that one.")
             unet = UNetSettings(**shape)
             return cls(data["seed"], unet, data["works"], data["steps_done"], data["about"])
         except FileNotFoundError as error:

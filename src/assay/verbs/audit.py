@@ -56,9 +56,11 @@ def audit(
         Missing: the model is not built in and no works are given.
     """
     module = import_module(method_row("memorization", method)["module"])
-    session = Session("audit", model, out or f"assay-out/audit-{method}", seed, device, patches, display or Silent())
+    session = Session("audit", model, out or f"out/audit-{method}", seed, device, patches, display or Silent())
     chosen = method_settings.resolve(module.Settings, module.PRESETS, preset or "small", dict(settings or {}))
     table = works_for(session, works)
+    given = dict(settings or {})
+    session.ask(given, method=method, works=works, preset=preset)
     if table is None:
         raise Missing("An audit needs the works to look for.", "Give them with `--works`; `assay works import` makes them from a folder.")
     if dry_run:
@@ -71,7 +73,15 @@ def audit(
         made = module.audit(denoiser, table, chosen, judge=judge, seed=seed, progress=session.bar("auditing"), folder=folder / "shards")
     pictures = [save_picture(image, folder.path, name, name.removesuffix(".png").replace("-", " ")) for name, image in made.pictures.items()]
     ours = session.record(made.record.question)
-    shared = {"digests": ours.digests | made.record.digests, "seeds": ours.seeds, "versions": ours.versions, "pictures": pictures}
+    shared = {
+        "given": {"preset": preset or "small", **given},
+        "again": ours.again,
+        "resolved": ours.resolved | made.record.resolved,
+        "digests": ours.digests | made.record.digests,
+        "seeds": ours.seeds,
+        "versions": ours.versions,
+        "pictures": pictures,
+    }
     spent = {"seconds": ours.seconds, "passes": ours.passes, "peak_memory": ours.peak_memory}
     record = made.record.model_copy(update=shared | spent)
     record.save(folder.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def erase(
     """
     row = method_row("erasure", method)
     module = import_module(row["module"])
-    session = Session("erase", model, out or f"assay-out/erase-{method}", seed, device, patches, display or Silent())
+    session = Session("erase", model, out or f"out/erase-{method}", seed, device, patches, display or Silent())
     preset = preset or ("small" if session.built_in else "paper")
     given = dict(settings or {})
     chosen = method_settings.resolve(module.Settings, module.PRESETS, preset, given)
@@ -94,8 +95,9 @@ def erase(
         spent = module.cost(chosen)
         spent["passes"] += 4 * SHOWN * 40
         return session.dry_run(**spent, images=4 * SHOWN)
+    session.ask(given, method=method, concept=concept, kind=kind, anchor=anchor, preserve=preserve, preset=preset, works=works)
     about = {"name": target.name, "kind": target.kind, "anchor": target.anchor, "members": target.members, "preserve": target.preserve[:40]}
-    plan = session.plan(method=method, preset=preset, settings=vars(chosen), concept=repr(target))
+    plan = session.plan(method=method, preset=preset, settings=vars(chosen), concept=asdict(target))
     folder = session.folder(plan)
     if previous := session.finished(folder):
         return previous
@@ -104,6 +106,8 @@ def erase(
         before = denoiser.passes
         shown = _show(denoiser, target, made, seed, folder.path, session)
         denoiser.passes = before  # the pictures are no part of the method's cost
+    if session.stack:  # made on top of others, and to be used with them
+        made = Patch(made.manifest.model_copy(update={"parents": [patch.digest for patch, _ in session.stack]}), made.tensors)
     made.save(folder / "patch.safetensors")
     size = (folder / "patch.safetensors").stat().st_size
     moved = _relative_change(session.denoiser, made)

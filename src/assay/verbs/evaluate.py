@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from assay.concept import Concept
 from assay.denoiser import Denoiser, load, to_pictures
-from assay.errors import Missing
+from assay.errors import Missing, Unsupported
 from assay.evaluation.features import DIGEST as FIXED
 from assay.evaluation.features import fixed_features
-from assay.evaluation.intervals import wilson
-from assay.evaluation.kid import crossed, floor
+from assay.evaluation.intervals import bootstrap, wilson
+from assay.evaluation.kid import floor, paired
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.judge import CrossJudge, JudgeLike
 from assay.noise import numpy_generator
 from assay.patch import Patch
-from assay.record import Metric, write_atomically
+from assay.record import Metric, kept_tensors, write_atomically
 from assay.reports.pictures import grid, save_picture
 from assay.verbs.erase import concept_for, text_vectors
 from assay.verbs.generate import Prompt, read_prompts
@@ -33,6 +34,7 @@ from assay.works import Works
 from assay.works import concepts as known
 
 NEIGHBOURS = 5
+PARTS = ("target", "neighbours", "rest")
 SHARD = 32
 TEMPLATES = {True: "an emoji of {title} in {style} style", False: "an image of {title} in {style} style"}
 """The form that prompts are evaluated in, for the built-in model and for others; erasers never sample it."""
@@ -59,34 +61,36 @@ def judge_for(session: Session, works: Works) -> JudgeLike:
     return CrossJudge.load(zoo("judge")) if session.built_in and zoo("judge").exists() else CentroidJudge(works)
 
 
-def scene(session: Session, works: Works, concept: Concept | None, *, each: int) -> Scene:
-    """Draw trained pairs of title and style: `each` of the target, of its neighbours and of the rest.
+def part_of(session: Session, works: Works, concept: Concept | None) -> Callable[[str | None, str | None], str]:
+    """Return what says of a title and a style whether they are target, neighbours or rest.
 
-    The target is every pair that shows the concept. A style's neighbours are the same titles in the nearest style; an object family's are the
-    five nearest titles. Without a concept all pairs are rest.
+    The target is what shows the concept. A style's neighbour is the nearest style; an object family's are the five nearest titles. Without a
+    concept all is rest.
     """
-    seed, embed = session.seed, partial(text_vectors, session.denoiser)
+    if concept is None:
+        return lambda title, style: "rest"
+    embed = partial(text_vectors, session.denoiser)
+    if concept.kind == "style":
+        others = [f"{style} style" for style in known.styles(works) if style != concept.name]
+        near = {name.removesuffix(" style") for name in known.nearest(f"{concept.name} style", others, embed)[:1]}
+        return lambda title, style: "target" if style == concept.name else "neighbours" if style in near else "rest"
+    names = set(concept.members or (concept.name,))
+    near = set(known.nearest(concept.name, [title for title in known.titles(works) if title not in names], embed)[:NEIGHBOURS])
+    return lambda title, style: "target" if title in names else "neighbours" if title in near else "rest"
+
+
+def scene(session: Session, works: Works, concept: Concept | None, *, each: int, images: int = 1) -> Scene:
+    """Draw trained pairs of title and style: `each` of the target, of its neighbours and of the rest, with so many images each."""
+    part = part_of(session, works, concept)
     members = works.where(lambda row: row["split"] == "member" and row["copies"] == 1)
     pairs = sorted({(title, style) for title, style in zip(members.column("title"), members.column("style"), strict=True) if title and style})
-    target: Callable[[tuple[str, str]], bool]
-    near: Callable[[tuple[str, str]], bool]
-    if concept is None:
-        target = near = lambda pair: False
-    elif concept.kind == "style":
-        others = [f"{style} style" for style in known.styles(works) if style != concept.name]
-        closest = known.nearest(f"{concept.name} style", others, embed)[0].removesuffix(" style") if others else ""
-        target, near = (lambda pair: pair[1] == concept.name), (lambda pair: pair[1] == closest)
-    else:
-        names = set(concept.members or (concept.name,))
-        closest_titles = set(known.nearest(concept.name, [title for title in known.titles(works) if title not in names], embed)[:NEIGHBOURS])
-        target, near = (lambda pair: pair[0] in names), (lambda pair: pair[0] in closest_titles)
     rows: list[Prompt] = []
     groups: dict[str, list[int]] = {}
-    for name, belongs in (("target", target), ("neighbours", near), ("rest", lambda pair: not target(pair) and not near(pair))):
-        found = [pair for pair in pairs if belongs(pair)]
-        drawn = [found[index] for index in numpy_generator(seed, "scene", name).permutation(len(found))[:each]]
-        groups[name] = list(range(len(rows), len(rows) + len(drawn)))
-        rows += [pair_prompt(session, title, style) for title, style in drawn]
+    for name in PARTS:
+        found = [pair for pair in pairs if part(*pair) == name]
+        drawn = [found[index] for index in numpy_generator(session.seed, "scene", name).permutation(len(found))[:each]]
+        groups[name] = list(range(len(rows), len(rows) + len(drawn) * images))
+        rows += [replace(pair_prompt(session, *pair), number=number) for pair in drawn for number in range(images)]
     return Scene(rows, {name: indices for name, indices in groups.items() if indices})
 
 
@@ -95,16 +99,15 @@ def pair_prompt(session: Session, title: str, style: str) -> Prompt:
     return Prompt(f"{title}, {style}", TEMPLATES[session.built_in].format(title=title, style=style), title=title, style=style)
 
 
-def given_scene(rows: Sequence[Prompt], works: Works, concept: Concept | None, images: int) -> Scene:
-    """Take prompts as given: title and style from the row, or recognised in the prompt; the target are those that show the concept."""
+def given_scene(session: Session, rows: Sequence[Prompt], works: Works, concept: Concept | None, images: int) -> Scene:
+    """Take prompts as given: title and style from the row, or recognised in the prompt; image n is the one that `generate` makes."""
+    part = part_of(session, works, concept)
     wanted = []
     for row in rows:
         title, style = known.recognise(works, row.prompt)
-        wanted += [Prompt(f"{row.id}-{n}", row.prompt, row.negative, row.seed, row.title or title, row.style or style) for n in range(images)]
-    names = set() if concept is None else set(concept.members or (concept.name,))
-    target = [i for i, row in enumerate(wanted) if (row.style if concept and concept.kind == "style" else row.title) in names]
-    rest = [i for i in range(len(wanted)) if i not in set(target)]
-    return Scene(wanted, {name: indices for name, indices in (("target", target), ("rest", rest)) if indices})
+        wanted += [replace(row, title=row.title or title, style=row.style or style, number=number) for number in range(images)]
+    parts = [part(row.title, row.style) for row in wanted]
+    return Scene(wanted, {name: [index for index, found in enumerate(parts) if found == name] for name in PARTS if name in parts})
 
 
 def images_of(
@@ -121,28 +124,28 @@ def images_of(
     parts = []
     for start in range(0, len(rows), SHARD):
         file = None if folder is None else folder / f"{start:05d}.safetensors"
-        if file is not None and file.exists():
-            parts.append(load_file(file)["images"].float() / 255)
+        kept = None if file is None else kept_tensors(file)
+        if kept is not None:
+            parts.append(kept["images"].float() / 255)
         else:
             batch = rows[start : start + SHARD]
             negative = [row.negative for row in batch] if any(row.negative for row in batch) else None
             made = denoiser.generate(
-                [row.prompt for row in batch], [row.image_seed(seed, 0) for row in batch], steps=steps, guidance=guidance, negative=negative
+                [row.prompt for row in batch], [row.image_seed(seed) for row in batch], steps=steps, guidance=guidance, negative=negative
             )
-            kept = (made * 255).round().to(torch.uint8).cpu()
+            rounded = (made * 255).round().to(torch.uint8).cpu()
             if file is not None:
-                write_atomically(file, to_bytes({"images": kept}))
-            parts.append(kept.float() / 255)
+                write_atomically(file, to_bytes({"images": rounded}))
+            parts.append(rounded.float() / 255)
         if progress:
             progress(min(start + SHARD, len(rows)), len(rows))
     return torch.cat(parts)
 
 
 def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str = "") -> list[Metric]:
-    """Return style and title accuracy on every part of a scene, with Wilson intervals and the level of chance."""
+    """Return style and title accuracy on every part of a scene, with intervals (Wilson's; by prompt where a prompt has several images) and chance."""
     rows = what.rows
     verdicts = judge.score(images, [row.title for row in rows], [row.style for row in rows])
-    chance = {"style": 1 / max(1, len({row.style for row in rows})), "title": 1 / max(1, len({row.title for row in rows}))}
     signature = f"{judge.name} {judge.digest[:12]}"
     metrics = []
     for name, indices in what.groups.items():
@@ -152,7 +155,11 @@ def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str 
                 continue
             chosen = [index for index in indices if verdict.known[index]]
             right = int(verdict.right[chosen].sum())
-            low, high = wilson(right, len(chosen)) if chosen else (None, None)
+            prompts = [rows[index].id for index in chosen]
+            independent = len(set(prompts))
+            low, high = (None, None) if not chosen else wilson(right, len(chosen))
+            if independent < len(chosen):  # images of one prompt are no independent observations
+                low, high = bootstrap(verdict.right[chosen], clusters=prompts, seed=0)
             better = "lower" if name == "target" else "higher"
             metrics.append(
                 Metric(
@@ -160,8 +167,8 @@ def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str 
                     value=right / len(chosen) if chosen else None,
                     low=low,
                     high=high,
-                    n=len(chosen),
-                    chance=chance[head],
+                    n=independent,
+                    chance=judge.chance(head),
                     better=better,
                     judge=signature,
                 )
@@ -170,19 +177,26 @@ def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str 
 
 
 def distances(judge: JudgeLike, images: torch.Tensor, base: torch.Tensor, what: Scene, seed: int, prefix: str = "") -> list[Metric]:
-    """Return KID to the base on prompts outside the target, in two feature spaces, beside its floor: the same crossed halves of the base alone."""
+    """Return KID to the base outside the target in two feature spaces, with what exchanging the two would give, and its floor within the base."""
     rows = [index for name, indices in what.groups.items() if name != "target" for index in indices]
-    if len(rows) < 8:
+    if len({what.rows[index].id for index in rows}) < 8:
         return []
     metrics = []
     spaces = {f"{judge.name} {judge.digest[:12]}": judge.features, f"fixed {FIXED[:12]}": fixed_features}
     for (signature, features), short in zip(spaces.items(), ("judge", "fixed"), strict=True):
         of_base, of_patched = np.asarray(features(base[rows])), np.asarray(features(images[rows]))
-        estimate, chance = crossed(of_patched, of_base, seed=seed), floor(of_base, seed=seed)
-        shared = {"n": len(rows), "judge": signature}
+        ids = [what.rows[index].id for index in rows]
+        estimate, chance = paired(of_patched, of_base, ids, seed=seed), floor(of_base, seed=seed)
+        shared = {"n": len(set(ids)), "judge": signature}
         metrics += [
             Metric(
-                name=f"{prefix}kid.{short}", value=estimate.value, low=estimate.low, high=estimate.high, chance=chance.value, better="lower", **shared
+                name=f"{prefix}kid.{short}",
+                value=estimate.value,
+                low=estimate.low,
+                high=estimate.high,
+                chance=estimate.exchange,
+                better="lower",
+                **shared,
             ),
             Metric(name=f"{prefix}kid.{short}.floor", value=chance.value, low=chance.low, high=chance.high, **shared),
         ]
@@ -217,7 +231,7 @@ def evaluate(
         kind: style or object.
         against: another model to compare with.
         works: say which styles and titles there are, and make a judge where none is built in.
-        images: images per given prompt.
+        images: images per prompt.
         each: prompts drawn of target, neighbours and rest.
         steps: DDIM steps.
         guidance: scale of classifier-free guidance.
@@ -233,21 +247,25 @@ def evaluate(
 
     Raises:
         Missing: the model is not built in and no works are given.
+        Unsupported: the two models' images differ in size.
     """
-    session = Session("evaluate", model, out or "assay-out/evaluate", seed, device, patches, display or Silent())
+    session = Session("evaluate", model, out or "out/evaluate", seed, device, patches, display or Silent())
     table = works_for(session, works)
     if table is None:
         raise Missing("Evaluating needs works that say which titles and styles there are.", "Give them with `--works`.")
     target = concept_for(session, table, concept, kind) if isinstance(concept, str) else concept
-    what = given_scene(read_prompts(prompts), table, target, images) if prompts else scene(session, table, target, each=each)
+    what = given_scene(session, read_prompts(prompts), table, target, images) if prompts else scene(session, table, target, each=each, images=images)
+    session.ask(prompts=prompts, concept=concept, kind=kind, against=against, works=works, images=images, steps=steps, guidance=guidance)
     if dry_run:
         return session.dry_run(2 * len(what.rows) * steps * 2, images=2 * len(what.rows))
     judge = judge_for(session, table)
     reference = session.denoiser if against is None else against if isinstance(against, Denoiser) else load(against, device=device)
+    if reference.image_size != session.denoiser.image_size:
+        sizes = f"{session.denoiser.image_size} and {reference.image_size} pixels"
+        raise Unsupported(f"The models draw images of {sizes}, which cannot be compared pair by pair.", "Compare models of one size.")
     options = {"steps": steps, "guidance": guidance}
-    plan = session.plan(
-        **options, against=reference.digest, rows=[list(vars(row).values()) for row in what.rows], judge=judge.digest, concept=repr(target)
-    )
+    rows = [list(vars(row).values()) for row in what.rows]
+    plan = session.plan(**options, against=reference.digest, rows=rows, groups=what.groups, works=table.digest, judge=judge.digest)
     folder = session.folder(plan)
     if previous := session.finished(folder):
         return previous
@@ -266,6 +284,7 @@ def evaluate(
         pictures=[picture_of(what, base, made, folder)],
     )
     record.save(folder.path)
+    shutil.rmtree(folder / "shards", ignore_errors=True)
     return session.outcome(record, next=(f"assay report {folder.path}",))
 
 
@@ -293,9 +312,10 @@ def findings(metrics: Sequence[Metric]) -> list[str]:
             continue
         chance = f" (chance {now.chance:.0%})" if now.chance is not None else ""
         found.append(f"{head.capitalize()} accuracy on {name}: {before.value:.0%} before, {now.value:.0%} now, n = {now.n}{chance}.")
-    if (distance := value.get("kid.judge")) and (least := value.get("kid.judge.floor")) and distance.value is not None and least.high is not None:
-        verdict = "no more than sampling noise" if distance.value <= least.high else "more than sampling noise"
-        found.append(f"On prompts that were to stay, the distance from the base (KID {distance.value:.4f}) is {verdict} (up to {least.high:.4f}).")
+    if (distance := value.get("kid.judge")) and distance.value is not None and distance.chance is not None:
+        verdict = "no more than" if distance.value <= distance.chance else "more than"
+        beside = f"exchanging the two models' images gives in 95 of 100 cases ({distance.chance:.4f})"
+        found.append(f"On prompts that were to stay, the distance from the base (KID {distance.value:.4f}) is {verdict} {beside}.")
     return found
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,12 @@ class Prompt:
     """The concept shown, for `evaluate`."""
     style: str | None = None
     """The style shown, for `evaluate`."""
+    number: int = 0
+    """Which of the prompt's images is meant, where one is."""
 
-    def image_seed(self, seed: int, number: int) -> int:
+    def image_seed(self, seed: int) -> int:
         """Return the seed of one image, which depends on (seed, id, image number) alone."""
-        return derive(seed if self.seed is None else self.seed, self.id, number)
+        return derive(seed if self.seed is None else self.seed, self.id, self.number)
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -56,12 +58,11 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         raise Missing(f"There is no prompts file at {path}.", 'Give a JSONL file with a row {"id", "prompt"} per prompt.')
     rows: list[Prompt] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            data: dict[str, Any] = json.loads(line)
-            row = Prompt(str(data["id"]), str(data["prompt"]), data.get("negative") or "", data.get("seed"), data.get("title"), data.get("style"))
+            row = _row(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"Line {number} of {path} is no prompt: {error!r}.", 'Write {"id": "a", "prompt": "cat face"} on each line.') from error
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,120}", row.id) or row.id in seen:
@@ -73,6 +74,22 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if not rows:
         raise BadInput(f"{path} holds no prompts.", 'Write {"id": "a", "prompt": "cat face"} on each line.')
     return rows
+
+
+def _row(data: dict[str, Any]) -> Prompt:
+    """Read one prompt.
+
+    Raises:
+        TypeError: a value is of the wrong type.
+    """
+    for name in ("negative", "title", "style"):
+        if not isinstance(data.get(name), str | None):
+            raise TypeError(f"`{name}` is no text")
+    if not isinstance(data["prompt"], str) or not isinstance(data["id"], str | int):
+        raise TypeError("`prompt` or `id` is no text")
+    if not isinstance(data.get("seed"), int | None) or isinstance(data.get("seed"), bool):
+        raise TypeError("`seed` is no whole number")
+    return Prompt(str(data["id"]), data["prompt"], data.get("negative") or "", data.get("seed"), data.get("title"), data.get("style"))
 
 
 def generate(
@@ -115,23 +132,24 @@ def generate(
     if (prompt is None) == (prompts is None):
         raise Misconfigured("Give one of a prompt and a prompts file.", 'Such as --prompt "cat face, noto style".')
     rows = [Prompt("prompt", prompt)] if prompt is not None else list(prompts) if isinstance(prompts, list | tuple) else read_prompts(prompts)  # pyright: ignore
-    session = Session("generate", model, out or "assay-out/generate", seed, device, patches, display or Silent())
+    session = Session("generate", model, out or "out/generate", seed, device, patches, display or Silent())
+    session.ask(prompt=prompt, prompts=prompts, images=images, steps=steps, guidance=guidance)
     if dry_run:
         return session.dry_run(len(rows) * images * steps * (2 if guidance != 1 else 1), images=len(rows) * images)
-    given = {"images": images, "steps": steps, "guidance": guidance, "prompts": [list(vars(row).values()) for row in rows]}
+    given = {"images": images, "steps": steps, "guidance": guidance, "prompts": [list(vars(row).values())[:-1] for row in rows]}
     folder = session.folder(session.plan(**given))
     if previous := session.finished(folder):
         return previous
-    jobs = [(row, number) for row in rows for number in range(images)]
+    jobs = [replace(row, number=number) for row in rows for number in range(images)]
     shards = [jobs[start : start + BATCH] for start in range(0, len(jobs), BATCH)]
 
-    def file_of(job: tuple[Prompt, int]) -> Path:
-        return folder / f"images/{job[0].id}-{job[1]}.png"
+    def file_of(job: Prompt) -> Path:
+        return folder / f"images/{job.id}-{job.number}.png"
 
-    def worker(shard: list[tuple[Prompt, int]]) -> None:
-        seeds = [row.image_seed(seed, number) for row, number in shard]
-        negative = [row.negative for row, _ in shard] if any(row.negative for row in rows) else None
-        made = session.denoiser.generate([row.prompt for row, _ in shard], seeds, steps=steps, guidance=guidance, negative=negative, batch=BATCH)
+    def worker(shard: list[Prompt]) -> None:
+        seeds = [job.image_seed(seed) for job in shard]
+        negative = [job.negative for job in shard] if any(row.negative for row in rows) else None
+        made = session.denoiser.generate([job.prompt for job in shard], seeds, steps=steps, guidance=guidance, negative=negative, batch=BATCH)
         for job, picture in zip(shard, to_pictures(made), strict=True):
             buffer = io.BytesIO()
             picture.save(buffer, "PNG")
@@ -141,13 +159,13 @@ def generate(
         run(shards, worker, done=lambda shard: all(file_of(job).exists() for job in shard), progress=session.bar("generating"))
     lines = [
         {
-            "id": row.id,
-            "prompt": row.prompt,
-            "seed": row.image_seed(seed, number),
-            "file": f"images/{row.id}-{number}.png",
-            "sha256": sha256_file(file_of((row, number))),
+            "id": job.id,
+            "prompt": job.prompt,
+            "seed": job.image_seed(seed),
+            "file": f"images/{job.id}-{job.number}.png",
+            "sha256": sha256_file(file_of(job)),
         }
-        for row, number in jobs
+        for job in jobs
     ]
     write_atomically(folder / "images.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     record = session.record(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from assay.denoiser import load
-from assay.errors import Misconfigured, Mismatch
+from assay.errors import Misconfigured
+from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.patch import Patch
 from assay.patched import export_lora, fuse
@@ -32,21 +34,35 @@ def info(paths: Sequence[str | Path]) -> Outcome:
     return Outcome("patch info", None, None, extra={"patches": rows, "lines": lines})
 
 
-def _save(command: str, patch: Patch, out: str | Path, question: str) -> Outcome:
-    out = Path(out)
-    if (out / "patch.safetensors").exists() and Patch.load(out).digest != patch.digest:
-        raise Mismatch(f"{out} holds another patch.", "Choose another folder with `--out`.")
-    patch.save(out / "patch.safetensors")
-    record = Record(
-        command=command,
-        question=question,
-        digests={"patch": patch.digest} | {f"parent:{index}": digest for index, digest in enumerate(patch.manifest.parents)},
-        metrics=[count("patch.tensors", len(patch.names))],
-        findings=[f"{out / 'patch.safetensors'}: {patch.manifest.made_for}."],
-        versions=versions(),
-    )
-    record.save(out)
-    return Outcome(command, out, record, {"patch": str(out / "patch.safetensors")})
+def _write(
+    command: str, plan: dict[str, Any], out: str | Path | None, again: Sequence[str], write: Callable[[Path], Path], about: Callable[[Path], Record]
+) -> Outcome:
+    """Bind the folder to the plan, write the one file or folder the command is for, and the record; do nothing if that was done before."""
+    folder = OutFolder(out or f"out/{command.replace(' ', '-')}", {"command": command, **plan})
+    if not folder.done:
+        made = write(folder.path)
+        words = [*command.split(), *again]
+        about(made).model_copy(update={"command": command, "given": plan, "again": words, "versions": versions()}).save(folder.path)
+    roles = {"patch": "patch.safetensors", "model": "model", "lora": "pytorch_lora_weights.safetensors"}
+    files = {role: str(folder / name) for role, name in roles.items() if (folder / name).exists()}
+    return Outcome(command, folder.path, Record.load(folder.path), files)
+
+
+def _save(command: str, patch: Patch, out: str | Path | None, again: Sequence[str], question: str) -> Outcome:
+    def write(folder: Path) -> Path:
+        patch.save(folder / "patch.safetensors")
+        return folder / "patch.safetensors"
+
+    def about(made: Path) -> Record:
+        return Record(
+            command=command,
+            question=question,
+            digests={"patch": patch.digest} | {f"parent:{index}": digest for index, digest in enumerate(patch.manifest.parents)},
+            metrics=[count("patch.tensors", len(patch.names))],
+            findings=[f"{made}: {patch.manifest.made_for}."],
+        )
+
+    return _write(command, {"patch": patch.digest}, out, again, write, about)
 
 
 def add(paths: Sequence[str | Path], *, out: str | Path | None = None) -> Outcome:
@@ -64,12 +80,12 @@ def add(paths: Sequence[str | Path], *, out: str | Path | None = None) -> Outcom
     total = parts[0]
     for part in parts[1:]:
         total = total + part
-    return _save("patch add", total, out or "assay-out/patch-add", "What is the sum of these patches?")
+    return _save("patch add", total, out, [str(path) for path in paths], "What is the sum of these patches?")
 
 
 def scale(paths: str | Path, *, by: float, out: str | Path | None = None) -> Outcome:
     """Multiply a patch's changes by a factor."""
-    return _save("patch scale", Patch.load(paths).scaled(by), out or "assay-out/patch-scale", f"What is this patch times {by:g}?")
+    return _save("patch scale", Patch.load(paths).scaled(by), out, [str(paths), "--by", f"{by:g}"], f"What is this patch times {by:g}?")
 
 
 def fuse_patches(
@@ -86,30 +102,31 @@ def fuse_patches(
     pairs = [(Patch.load(path), factor) for path, factor in (parse_patch(str(text)) for text in paths)]
     display.say(f"loading {model}")
     denoiser = load(model, device=device)
-    out = Path(out or "assay-out/patch-fuse")
-    target = fuse(denoiser, pairs, out / "model", force=force)
-    record = Record(
-        command="patch fuse",
-        question="What is the model with these patches on?",
-        digests={"model": denoiser.digest} | {f"patch:{patch.manifest.made_for}": patch.digest for patch, _ in pairs},
-        findings=[f"{target} is a plain diffusers folder with {len(pairs)} patches in its weights."],
-        versions=versions(),
-    )
-    record.save(out)
-    return Outcome("patch fuse", out, record, {"model": str(target)}, next=(f'assay generate {target} --prompt "..."',))
+
+    def about(made: Path) -> Record:
+        return Record(
+            command="patch fuse",
+            question="What is the model with these patches on?",
+            digests={"model": denoiser.digest} | {f"patch:{place}": patch.digest for place, (patch, _) in enumerate(pairs, 1)},
+            findings=[f"{made} is a plain diffusers folder with {len(pairs)} patches in its weights{', forced' if force else ''}."],
+        )
+
+    plan = {"model": denoiser.digest, "patches": [[patch.digest, factor] for patch, factor in pairs], "force": force}
+    again = [*map(str, paths), "--model", model, *(["--force"] if force else [])]
+    outcome = _write("patch fuse", plan, out, again, lambda folder: fuse(denoiser, pairs, folder / "model", force=force), about)
+    return replace(outcome, next=(f'assay generate {outcome.files["model"]} --prompt "..."',))
 
 
 def export(paths: str | Path, *, out: str | Path | None = None) -> Outcome:
     """Write a low-rank patch as a LoRA file that diffusers loads."""
-    out = Path(out or "assay-out/patch-export-lora")
     patch = Patch.load(paths)
-    path = export_lora(patch, out)
-    record = Record(
-        command="patch export-lora",
-        question="What is this patch as a LoRA?",
-        digests={"patch": patch.digest},
-        findings=[f"{path} loads with `load_lora_weights`."],
-        versions=versions(),
-    )
-    record.save(out)
-    return Outcome("patch export-lora", out, record, {"lora": str(path)})
+
+    def about(made: Path) -> Record:
+        return Record(
+            command="patch export-lora",
+            question="What is this patch as a LoRA?",
+            digests={"patch": patch.digest},
+            findings=[f"{made} loads with `load_lora_weights`."],
+        )
+
+    return _write("patch export-lora", {"patch": patch.digest}, out, [str(paths)], lambda folder: export_lora(patch, folder), about)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from assay.denoiser import Denoiser
-from assay.errors import AssayError, Misconfigured, Missing, Unsupported
+from assay.errors import AssayError, Mismatch, Missing, Unsupported
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.memorization import nearest
 from assay.record import Dossier, Entry, Record, sha256_file
 from assay.reports.render import write_report
-from assay.reports.signing import sign
+from assay.reports.signing import check_key, public_key_path, sign, verify_own
 from assay.verbs.methods import method_row
 from assay.verbs.session import Session, Silent, works_for
 from assay.verbs.stages import METHODS, MainJob, Plan
@@ -54,17 +54,28 @@ def run(
 
     Raises:
         Missing: the model is not built in and no works are given.
+        Mismatch: the folder was finished and signed, or a stage's record was written, and something in it changed since.
     """
     session = Session("run", model, out or "assay-out", seed, device, (), display or Silent())
+    session.ask(works=works, plan=plan)
     numbers = plan if isinstance(plan, Plan) else Plan.read(plan)
     table = works_for(session, works)
     if table is None:
         raise Missing("A run needs works to look for.", "Give them with `--works`; `assay works import` makes them from a folder.")
-    cost = _cost(session, table, numbers) if table.column("split").count("calibration") else {}  # also checks the plan's settings
+    cost = _cost(session, table, numbers)  # also checks the plan's settings
     if dry_run:
-        return session.dry_run(**({"passes": 0} | cost))
-    folder = session.folder(session.plan(works=table.digest, **asdict(numbers)))
-    job = MainJob(session, table, numbers, folder)
+        return session.dry_run(**cost)
+    settings = session.plan(works=table.digest, **asdict(numbers))
+    OutFolder.check(Path(session.out), settings)
+    job = MainJob(session, table, numbers, Path(session.out))
+    job.check()
+    check_key(session.out, key)
+    folder = session.folder(settings)
+    if (folder / "manifest.json").exists():
+        verify_own(folder.path, key)
+        session.display.say(f"{folder.path} is complete already")
+        return _outcome(session, folder, key)
+    _check_written(folder)
     work = dict(
         zip(
             STAGES,
@@ -80,7 +91,7 @@ def run(
             before, passes = session.record("").seconds, session.denoiser.passes
             try:
                 record = answer(out_of_stage)
-            except (Unsupported, Misconfigured) as error:
+            except Unsupported as error:
                 record = _unanswered(session, stage, error)
             timed = {"seconds": round(session.record("").seconds - before, 2), "passes": session.denoiser.passes - passes}
             record.model_copy(update=timed).save(out_of_stage)
@@ -88,9 +99,25 @@ def run(
         _write_dossier(folder, title, number + 1)
     _write_summary(session, folder, numbers)
     sign(folder.path, key)
-    page = folder / "report.html"
-    session.display.say(f"report: {page}")
-    return session.outcome(Record.load(folder.path), next=(f"assay report {folder.path} --verify --key {folder.path / 'public.pem'}",))
+    session.display.say(f"report: {folder / 'report.html'}")
+    return _outcome(session, folder, key)
+
+
+def _outcome(session: Session, folder: OutFolder, key: str | Path | None) -> Outcome:
+    return session.outcome(Record.load(folder.path), next=(f"assay report {folder.path} --verify --key {public_key_path(key)}",))
+
+
+def _check_written(folder: OutFolder) -> None:
+    """See that every stage's record is the one that the unfinished dossier lists.
+
+    Raises:
+        Mismatch: one was changed.
+    """
+    if not (folder / "dossier.json").exists():
+        return
+    for entry in Dossier.load(folder.path).entries:
+        if (folder / entry.record).exists() and sha256_file(folder / entry.record) != entry.sha256:
+            raise Mismatch(f"{folder / entry.record} was changed since it was written.", "Remove its folder to have the stage done again.")
 
 
 def _unanswered(session: Session, stage: str, error: AssayError) -> Record:
@@ -128,7 +155,11 @@ def _write_summary(session: Session, folder: OutFolder, numbers: Plan) -> None:
 
 def _cost(session: Session, works: Works, plan: Plan) -> dict[str, Any]:
     preset = plan.preset or ("small" if session.built_in else "paper")
-    audited = nearest.cost(works, plan.of(nearest, "small", steps=plan.steps, guidance=plan.guidance))
+    settings = plan.of(nearest, "small", steps=plan.steps, guidance=plan.guidance)
+    try:
+        audited = nearest.cost(works, settings)
+    except Unsupported:  # the report will say so
+        audited = {"passes": 0, "images": 0}
     images = 40 + 2 * 9 * plan.each + 2 * plan.quality
     passes = images * plan.steps * 2 + audited["passes"]
     training = 0

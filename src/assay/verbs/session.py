@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -64,6 +64,7 @@ class Session:
         device: a torch device.
         patches: `PATH[:SCALE]`, patches, or (patch, scale) pairs to put on.
         display: shows progress.
+        asked: words of the command that asks the same again; see `ask`.
     """
 
     command: str
@@ -74,6 +75,7 @@ class Session:
     patches: Sequence[str | Patch | tuple[Patch, float]] = ()
     display: Any = field(default_factory=Silent)
     started: float = field(default_factory=time.monotonic)
+    asked: list[str] = field(default_factory=list)
 
     @cached_property
     def stack(self) -> list[tuple[Patch, float]]:
@@ -131,10 +133,14 @@ class Session:
 
     def record(self, question: str, **fields: Any) -> Record:
         """Return a record with everything filled in that all verbs share."""
-        digests = {"model": self.denoiser.digest} | {f"patch:{patch.manifest.made_for}": patch.digest for patch, _ in self.stack}
+        digests = {"model": self.denoiser.digest} | {f"patch:{place}": patch.digest for place, (patch, _) in enumerate(self.stack, 1)}
+        on = [f"{patch.manifest.method}, {patch.manifest.made_for}, scale {scale:g}" for patch, scale in self.stack]
+        resolved = {"model": self.denoiser.name} | ({"patches": on} if on else {}) | fields.pop("resolved", {})
         return Record(
             command=self.command,
             question=question,
+            again=self.asked,
+            resolved=resolved,
             digests=digests | fields.pop("digests", {}),
             seeds={"seed": self.seed},
             seconds=round(time.monotonic() - self.started, 2),
@@ -144,6 +150,23 @@ class Session:
             **fields,
         )
 
+    def ask(self, settings: dict[str, Any] | None = None, **options: Any) -> None:
+        """Note the command that asks the same again; none where something was given as an object of Python, which has no name.
+
+        Args:
+            settings: of the method, by name.
+            **options: the command's own, by name; None and empty ones are left out.
+        """
+        text = {key: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value) for key, value in (settings or {}).items()}
+        flags = {"patch": self.patches, "seed": self.seed, "device": None if self.device == "cpu" else self.device, **options, **text}
+        words = [*self.command.split(), str(self.model)]
+        known: list[Any] = [self.model]
+        for name, value in flags.items():
+            for item in value if isinstance(value, list | tuple) else [value] if value is not None else []:
+                words += [f"--{name.replace('_', '-')}", str(item)]
+                known.append(item)
+        self.asked = words if all(isinstance(item, str | Path | int | float) for item in known) else []
+
     def outcome(self, record: Record, **more: Any) -> Outcome:
         """Return the outcome, with every file in the folder that users look for."""
         out = Path(self.out)
@@ -151,17 +174,16 @@ class Session:
         found = {role: str(out / name) for role, name in roles.items() if (out / name).exists()}
         return Outcome(self.command, out, record, found | {p.file: str(out / p.file) for p in record.pictures}, **more)
 
-    def dry_run(self, passes: int, *, images: int = 0, training_passes: int = 0, extra_seconds: float = 0.0) -> Outcome:
+    def dry_run(self, passes: int, *, images: int = 0, training_passes: int = 0) -> Outcome:
         """Measure one small pass and return the plan: passes, seconds and bytes.
 
         Args:
             passes: forward passes of the denoiser, in samples.
             images: images to decode or encode.
             training_passes: passes with gradients, in samples; a backward pass costs about two forward ones.
-            extra_seconds: anything else.
         """
         second_per_pass, second_per_image = bare_speed(self.denoiser)
-        seconds = (passes + 3 * training_passes) * second_per_pass + images * second_per_image + extra_seconds
+        seconds = (passes + 3 * training_passes) * second_per_pass + images * second_per_image
         plan = {"passes": passes + training_passes, "seconds": round(seconds, 1), "peak_memory": peak_memory() + 8 * 2**20}
         lines = [f"plan: {plan['passes']} passes of the denoiser, {images} images, about {seconds:.0f} s, {plan['peak_memory'] / 2**20:.0f} MiB"]
         return Outcome(self.command, None, None, extra={"plan": plan, "lines": lines})
@@ -214,8 +236,3 @@ def builtin_works(subset: str | None = "core") -> Works:
 def count(name: str, value: float, better: str = "neither") -> Metric:
     """Return a metric that is a plain count."""
     return Metric(name=name, value=value, n=int(value), better=better)  # pyright: ignore[reportArgumentType]
-
-
-def unique(values: Iterable[str]) -> list[str]:
-    """Return the distinct values in order."""
-    return list(dict.fromkeys(values))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -18,7 +20,6 @@ from assay import settings as method_settings
 from assay.concept import Concept
 from assay.denoiser import to_pictures
 from assay.errors import BadInput, Misconfigured, Missing, Unsupported
-from assay.jobs.folder import OutFolder
 from assay.judge import JudgeLike
 from assay.memorization import nearest
 from assay.noise import numpy_generator
@@ -74,7 +75,7 @@ class Plan:
         Raises:
             Missing: there is no such file.
             BadInput: it is no TOML.
-            Misconfigured: it names an unknown field, or a value has the wrong type.
+            Misconfigured: it names an unknown field or method, or a value has the wrong type or is out of range.
         """
         if path is None:
             return cls()
@@ -82,15 +83,24 @@ class Plan:
             given = tomllib.loads(Path(path).read_text())
         except FileNotFoundError as error:
             raise Missing(f"There is no plan at {path}.", "Give a TOML file, or leave `--plan` out.") from error
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read: {error.strerror}.", "Give a TOML file.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise BadInput(f"{path} is no TOML: {error}.", "Mend the line it names.") from error
         types = {name: type(value) for name, value in asdict(cls()).items()}
         for key, value in given.items():
             if key not in types:
                 raise Misconfigured(f"A plan has no `{key}`.", f"It has {', '.join(types)}.")
-            if not isinstance(value, types[key]) and not (types[key] is float and isinstance(value, int)):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole if types[key] is int else isinstance(value, types[key]) or (types[key] is float and whole)):
                 raise Misconfigured(f"`{key}` must be {types[key].__name__}; got {value!r}.", f"Mend it in {path}.")
-        return cls(**given)
+        plan = cls(**given)
+        if min(plan.each, plan.quality, plan.steps) < 1 or not math.isfinite(plan.guidance):
+            raise Misconfigured("`each`, `quality` and `steps` must be at least 1, and `guidance` finite.", f"Mend it in {path}.")
+        for name, table in plan.settings.items():
+            if name not in (*METHODS, "nearest") or not isinstance(table, dict):
+                raise Misconfigured(f"`settings.{name}` is no table of a method's settings.", f"A run uses {', '.join(METHODS)} and nearest.")
+        return plan
 
 
 @dataclass
@@ -100,7 +110,7 @@ class MainJob:
     session: Session
     works: Works
     plan: Plan
-    folder: OutFolder
+    folder: Path
 
     @cached_property
     def judge(self) -> JudgeLike:
@@ -112,11 +122,11 @@ class MainJob:
         """The style to erase.
 
         Raises:
-            Unsupported: the works declare fewer than two styles.
+            Unsupported: the member works show fewer than two styles.
         """
-        styles = known.styles(self.works)
-        if len(styles) < 2 and not self.plan.style:
-            raise Unsupported("The works declare fewer than two styles, so there is no style to erase.", "Declare styles in the works.")
+        styles = known.styles(self.works.where(lambda row: row["split"] == "member" and row["copies"] > 0))
+        if len(styles) < 2:
+            raise Unsupported("The works show fewer than two styles, so there is no style to erase.", "Declare styles in the works.")
         return concept_for(self.session, self.works, self.plan.style or ("twemoji" if self.session.built_in else styles[1]), "style")
 
     @cached_property
@@ -133,6 +143,30 @@ class MainJob:
             raise Unsupported("The works declare no titles, so there is no object to erase.", "Declare titles in the works.")
         return concept_for(self.session, self.works, self.plan.object or ("cat" if self.session.built_in else most[0]), "object")
 
+    def check(self) -> None:
+        """Find out now what would otherwise stop the run half-way: an unknown concept, a setting out of range.
+
+        Raises:
+            Missing: the works know no such style or object.
+            Misconfigured: a setting is out of range.
+        """
+        nearest.check(self.audit_settings)
+        for name in ("style", "object"):
+            with suppress(Unsupported):  # a stage that cannot be answered says so in the report
+                concept = getattr(self, name)
+                for method in METHODS:
+                    module = import_module(method_row("erasure", method)["module"])
+                    module.check(self.session.denoiser, concept, self.eraser_settings(module))
+
+    @property
+    def audit_settings(self) -> nearest.Settings:
+        """How works are looked for."""
+        return self.plan.of(nearest, "small", steps=self.plan.steps, guidance=self.plan.guidance)
+
+    def eraser_settings(self, module: Any) -> Any:
+        """Return the settings of a method of erasure."""
+        return self.plan.of(module, self.plan.preset or ("small" if self.session.built_in else "paper"))
+
     def scene(self, concept: Concept | None) -> Scene:
         """Return the prompts that an erasure is judged by."""
         return scene(self.session, self.works, concept, each=self.plan.each)
@@ -148,7 +182,7 @@ class MainJob:
         if (where / "patch.safetensors").exists():
             return Patch.load(where)
         module = import_module(method_row("erasure", method)["module"])
-        chosen = self.plan.of(module, self.plan.preset or ("small" if self.session.built_in else "paper"))
+        chosen = self.eraser_settings(module)
         bar = self.session.bar(f"erasing {concept.name} by {method}")
         made = module.erase(self.session.denoiser, concept, chosen, seed=self.session.seed, progress=bar, folder=where / "training")
         made.save(where / "patch.safetensors")
@@ -160,7 +194,7 @@ class MainJob:
         Raises:
             Unsupported: the works declare no titles.
         """
-        styles = known.styles(self.works)[:4]
+        styles = known.styles(self.works)[:4]  # as many as fit beside each other
         drawn_in: dict[str, set[str]] = {}
         for title, style, split in zip(*(self.works.column(name) for name in ("title", "style", "split")), strict=True):
             if title and style in styles and split == "member":
@@ -186,7 +220,7 @@ class MainJob:
             "What does the model draw, and can one style be taken out?",
             method="uce",
             resolved=asdict(self.plan),
-            findings=[f"The model was trained on {len(styles)} styles; UCE rewrote `{self.style.name}` to mean `{self.style.anchor}`."],
+            findings=[f"The works show {len(styles)} styles; UCE rewrote `{self.style.name}` to mean `{self.style.anchor}`."],
             shows_not=["A few prompts, drawn by lot; the chapters below measure."],
             pictures=[picture_of],
         )
@@ -201,11 +235,10 @@ class MainJob:
 
     def memorised(self, out: Path) -> Record:
         """Look for works that come out of the model."""
-        chosen = self.plan.of(nearest, "small", steps=self.plan.steps, guidance=self.plan.guidance)
         made = nearest.audit(
             self.session.denoiser,
             self.works,
-            chosen,
+            self.audit_settings,
             judge=self.judge,
             seed=self.session.seed,
             progress=self.session.bar("memorisation"),
@@ -306,13 +339,14 @@ class MainJob:
             "seeds": ours.seeds,
             "versions": ours.versions,
             "command": "run",
+            "again": ours.again,
             "peak_memory": ours.peak_memory,
         }
         return record.model_copy(update=update)
 
 
 def _caption(name: str) -> str:
-    return {"clearest.png": "The clearest memorised canary: generated images beside the work and its creator."}.get(
+    return {"clearest.png": "The clearest match: the work, then what the model draws from its caption. The table says whose it is."}.get(
         name, name.removesuffix(".png").replace("-", " ")
     )
 

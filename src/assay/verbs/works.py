@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
-from assay.record import Record, Table, versions
+from assay.record import Record, Table, digest_of, versions
 from assay.verbs.session import Silent, builtin_works, count
 from assay.works import Works
 from assay.works import info as describe
@@ -38,16 +40,24 @@ def import_works(
     """
     display = display or Silent()
     started = time.monotonic()
-    out = Path(out or "assay-out/works")
-    report = read_in(
-        Path(source), out, license=licence, creator=creator, size=size, progress=lambda done, total: display("importing", done, max(done, total))
-    )
+    source, out = Path(source), Path(out or "out/works")
+    given = {"license": licence, "creator": creator, "size": size}
+    folder = OutFolder(out, {"command": "works import", "source": fingerprint(source), **given})
+    if folder.done:
+        display.say(f"{out} is complete already")
+        return _imported(out, Record.load(out))
+    try:
+        report = read_in(source, out, **given, progress=lambda done, total: display("importing", done, max(done, total)))
+    except BaseException:
+        folder.abandon()
+        raise
     works = Works.read(out)
     share = f"; {report.quarantined} were set aside, each with its reason in quarantine.jsonl" if report.quarantined else ""
     record = Record(
         command="works import",
-        question=f"Which works of {Path(source).name} can be used, by whom and under which licence?",
-        given={"license": licence, "creator": creator, "size": size},
+        question=f"Which works of {source.name} can be used, by whom and under which licence?",
+        given=given,
+        again=["works", "import", str(source), *(word for name, value in given.items() if value is not None for word in (f"--{name}", str(value)))],
         digests={"works": works.digest},
         metrics=[count("works.imported", report.imported), count("works.quarantined", report.quarantined, "lower")],
         findings=[f"{report.imported} works were imported{share}."],
@@ -58,17 +68,27 @@ def import_works(
         versions=versions(),
     )
     record.save(out)
+    return _imported(out, record)
+
+
+def _imported(out: Path, record: Record) -> Outcome:
     return Outcome("works import", out, record, {"works": str(out)}, next=(f"assay works info {out}", f"assay run MODEL --works {out}"))
+
+
+def fingerprint(source: Path) -> str:
+    """Return what tells a source from the same source changed: SHA-256 of the names, sizes and times of its files."""
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    return digest_of([str(source.resolve()), [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()]])
 
 
 def info(path: str | Path | Works | None = None, *, out: str | Path | None = None) -> Outcome:
     """Describe works: splits, styles, groups, creators, licences."""
-    return _describe("works info", describe.info(_read(path)), out or "assay-out/works-info")
+    return _describe("works info", path, describe.info, out or "out/works-info")
 
 
 def duplicates(path: str | Path | Works | None = None, *, threshold: float = 0.05, out: str | Path | None = None) -> Outcome:
     """Find near-duplicate works: clusters, pairs across splits and styles."""
-    return _describe("works duplicates", describe.duplicates(_read(path), threshold), out or "assay-out/works-duplicates")
+    return _describe("works duplicates", path, describe.duplicates, out or "out/works-duplicates", threshold=threshold)
 
 
 def _read(path: str | Path | Works | None) -> Works:
@@ -77,7 +97,13 @@ def _read(path: str | Path | Works | None) -> Works:
     return builtin_works() if path is None else Works.read(path)
 
 
-def _describe(command: str, record: Record, out: str | Path) -> Outcome:
-    record = record.model_copy(update={"command": command})
-    record.save(out)
-    return Outcome(command, Path(out), record)
+def _describe(command: str, path: str | Path | Works | None, ask: Callable[..., Record], out: str | Path, **settings: float) -> Outcome:
+    works = _read(path)
+    folder = OutFolder(out, {"command": command, "works": works.digest, **settings})
+    if folder.done:
+        return Outcome(command, folder.path, Record.load(folder.path))
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    again = [] if isinstance(path, Works) else [*command.split(), *([] if path is None else [str(path)]), *flags]
+    record = ask(works, **settings).model_copy(update={"command": command, "given": dict(settings), "again": again})
+    record.save(folder.path)
+    return Outcome(command, folder.path, record)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from assay.concept import Concept, Kind
-from assay.errors import Missing
+from assay.errors import Misconfigured, Missing
 from assay.noise import numpy_generator
 from assay.works.table import Works
 
@@ -51,7 +51,7 @@ def find(
         works: says which styles and titles exist; only members lend subjects and styles.
         name: a style, or an object whose family is every title with that word.
         kind: style or object; guessed from the works if None.
-        anchor: what takes its place; the nearest other style or title by `embed` if None.
+        anchor: what takes its place; the nearest other style or title by `embed` if None, or the empty prompt where there is no other.
         preserve: what must stay; every other style, or the titles nearest to the family and others drawn at random, if empty.
         embed: turns texts into vectors (n, d), for nearness.
         seed: of the subjects drawn.
@@ -63,7 +63,10 @@ def find(
 
     Raises:
         Missing: the works know no such style or title; the message names the closest.
+        Misconfigured: the name is empty.
     """
+    if not name.strip():
+        raise Misconfigured("A concept needs a name.", "Give it with `--concept`.")
     members = works.where(lambda row: row["split"] == "member" and row["copies"] > 0)
     known, names = styles(members), titles(members)
     style = name.removesuffix(" style")
@@ -71,9 +74,8 @@ def find(
         if style not in known:
             raise Missing(f"The works have no style `{style}`.", f"They have {', '.join(known)}.")
         others = [other for other in known if other != style]
-        anchor = (
-            anchor.removesuffix(" style") if anchor is not None else nearest(f"{style} style", [f"{other} style" for other in others], embed)[0][:-6]
-        )
+        near = nearest(f"{style} style", [f"{other} style" for other in others], embed) if anchor is None else [anchor]
+        anchor = near[0].removesuffix(" style") if near else ""
         subjects = numpy_generator(seed, "subjects").permutation(np.array(names, dtype=object))[:contexts].tolist()
         return Concept(style, "style", anchor, preserve=tuple(preserve) or tuple(others), subjects=tuple(subjects))
     group = family(members, name)
@@ -82,7 +84,7 @@ def find(
         raise Missing(f"The works know no `{name}`.", f"Closest: {', '.join(close) or 'nothing'}. `assay works info` lists them.")
     rest = [title for title in names if title not in group]
     near = nearest(name, rest, embed)
-    anchor = near[0] if anchor is None else anchor
+    anchor = (near[0] if near else "") if anchor is None else anchor
     if not preserve:
         far = numpy_generator(seed, "preserved").permutation(np.array(near[20:], dtype=object))[: kept - 20].tolist()
         preserve = [title for title in [*near[:20], *far] if title != anchor]
@@ -91,6 +93,8 @@ def find(
 
 def nearest(text: str, others: list[str], embed: Embed) -> list[str]:
     """Sort texts by cosine similarity of their vectors to that of `text`, nearest first."""
+    if not others:
+        return []
     vectors = embed([text, *others]).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return [others[index] for index in np.argsort(-(vectors[1:] @ vectors[0]), kind="stable")]

@@ -66,7 +66,7 @@ class Works:
         """Bring the table into the one schema.
 
         Raises:
-            BadInput: a required column is absent or has gaps.
+            BadInput: a required column is absent or has gaps, or a work has no caption.
         """
         columns = []
         for field in SCHEMA:
@@ -79,6 +79,9 @@ class Works:
             else:
                 columns.append(pa.array([DEFAULTS.get(field.name)] * len(table), field.type))
         self.table = pa.table(columns, schema=SCHEMA)
+        captions = self.table.column("captions")
+        if bare := sum(not texts or None in texts for texts in captions.to_pylist()):
+            raise BadInput(f"{bare} works have no caption, or an empty one.", "Import them with `assay works import`, which sets such works aside.")
 
     @classmethod
     def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Works:
@@ -169,8 +172,8 @@ class Works:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over id, captions, copies and split of every work in order: what training and audits depend on."""
+        """SHA-256 over every column of every work in order; `id` stands for the pixels, so that the images' encoding does not matter."""
         digest = hashlib.sha256()
-        for row in self.table.select(["id", "captions", "copies", "split"]).to_pylist():
+        for row in self.table.drop_columns(["image"]).to_pylist():
             digest.update(repr(sorted(row.items())).encode())
         return digest.hexdigest()
