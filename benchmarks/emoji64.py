@@ -4,6 +4,7 @@
 
 Prompts are drawn from members (trained pairs) and from holdout works whose title was trained in another style (pairs never trained), by a seed
 that no tuning has used. Accuracies are ratios to the same judges' accuracy on the real works of the same titles and styles, which they never saw.
+Intervals are bootstrapped by prompt, images and real work together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from PIL import Image
 
 import assay
 from assay.denoiser import to_pictures
-from assay.evaluation.intervals import ratio_interval, wilson
+from assay.evaluation.intervals import bootstrap, wilson
 from assay.judge import CrossJudge
 from assay.noise import derive, numpy_generator
 from assay.reports.pictures import grid
@@ -33,9 +35,14 @@ GRID = ("cat face", "dog face", "red heart", "red apple", "automobile", "sun", "
 
 
 def drawn(works: assay.Works, split: str, count: int) -> assay.Works:
-    """Draw ordinary works of a split whose title exists in all four styles."""
+    """Draw ordinary works of a split whose title exists in all four styles and was trained in one."""
     titles = works.column("title")
-    rows = works.where(lambda row: row["split"] == split and "canary" not in row["attributes"] and titles.count(row["title"]) >= 4)
+    trained = set(works.where(lambda row: row["split"] == "member" and row["copies"] > 0).column("title"))
+
+    def fits(row: dict[str, Any]) -> bool:
+        return row["split"] == split and "canary" not in row["attributes"] and titles.count(row["title"]) >= 4 and row["title"] in trained
+
+    rows = works.where(fits)
     return rows.take(sorted(numpy_generator(SEED, split).permutation(len(rows))[:count].tolist()))
 
 
@@ -49,17 +56,23 @@ def judged(denoiser: assay.Denoiser, judge: CrossJudge, rows: assay.Works, image
     real = judge.score(torch.from_numpy(rows.pixels(64)).permute(0, 3, 1, 2).float() / 255, titles, styles)
     result: dict[str, object] = {"prompts": len(rows), "images": len(jobs)}
     for head in ("style", "title", "group"):
-        right, n = int(ours[head].right[ours[head].known].sum()), int(ours[head].known.sum())
-        right_real, n_real = int(real[head].right[real[head].known].sum()), int(real[head].known.sum())
-        low, high = ratio_interval(right, n, right_real, n_real) if right_real else (None, None)
+        # Whether a title can be judged depends on its prompt alone, so that a prompt's images count together, beside its real work.
+        known = real[head].known
+        share = ours[head].right.reshape(len(rows), images).mean(1)[known]
+        both = np.stack([share, real[head].right[known]], 1).astype(np.float64)
         result[head] = {
-            "generated": [right / n, *wilson(right, n)],
-            "real": [right_real / n_real, *wilson(right_real, n_real)],
-            "ratio": [right / n / (right_real / n_real) if right_real else None, low, high],
-            "n": n,
-            "n_real": n_real,
+            "generated": [both[:, 0].mean(), *bootstrap(both[:, 0], seed=SEED)],
+            "real": [both[:, 1].mean(), *wilson(int(both[:, 1].sum()), len(both))],
+            "ratio": [ratio(both), *bootstrap(both, ratio, seed=SEED)],
+            "chance": judge.chance(head),
+            "prompts": len(both),
         }
     return result
+
+
+def ratio(both: np.ndarray) -> float:
+    """Return the accuracy on generated images over that on real works: columns of both, by prompt."""
+    return float(both[:, 0].mean() / max(both[:, 1].mean(), 1e-9))
 
 
 def psnr(denoiser: assay.Denoiser, works: assay.Works) -> dict[str, object]:

@@ -38,7 +38,8 @@ VAGUE = frozenset(
 def drawn(works: assay.Works) -> assay.Works:
     """Draw ten ordinary trained works of each style whose title exists in all four, no title twice, in shuffled order."""
     titles = works.column("title")
-    rows = works.where(lambda row: row["split"] == "member" and row["copies"] == 1 and titles.count(row["title"]) >= 4)
+    ordinary = works.where(lambda row: row["split"] == "member" and row["copies"] == 1 and "canary" not in row["attributes"])
+    rows = ordinary.where(lambda row: titles.count(row["title"]) >= 4)
     title, style = rows.column("title"), rows.column("style")
     chosen: list[int] = []
     for wanted in STYLES:

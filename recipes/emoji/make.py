@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -75,6 +76,13 @@ def works(folder: Path) -> Works:
     return Works.read(path)
 
 
+def save(model: AutoencoderKL | CLIPModel, target: Path) -> None:
+    """Save a model in one step: a stage is done once its folder is there."""
+    part = target.with_name(target.name + ".part")
+    model.save_pretrained(part)
+    part.rename(target)
+
+
 def members(all_works: Works) -> Works:
     """Return what the tokenizer, the autoencoder and the text encoder see: members of every subset but skin-tone variants."""
     return all_works.where(lambda row: row["split"] == "member" and row["attributes"]["subset"] != "fairness")
@@ -85,10 +93,11 @@ def make_vae(folder: Path, device: str = "cpu") -> AutoencoderKL:
     target = folder / "vae"
     if not target.exists():
         vae = _initialised(lambda: vaes.build(VAE, SIZE), "vae").to(device)
-        pixels, shared = members(works(folder)).pixels(SIZE), {"seed": SEED, "plan": repr(VAE)}
+        seen = members(works(folder))
+        pixels, shared = seen.pixels(SIZE), {"seed": SEED, "plan": f"{VAE!r} on {seen.digest}"}
         vaes.train(vae, pixels, VAE, folder=folder / "vae-training", progress=progress("vae", folder / "log.jsonl"), **shared)
         vaes.refine(vae, pixels, VAE, folder=folder / "decoder-training", progress=progress("decoder", folder / "log.jsonl"), **shared)
-        vae.save_pretrained(target)
+        save(vae, target)
     return AutoencoderKL.from_pretrained(target).eval().requires_grad_(False)
 
 
@@ -97,7 +106,9 @@ def make_clip(folder: Path, device: str = "cpu") -> tuple[CLIPModel, CLIPTokeniz
     target = folder / "clip"
     seen = members(works(folder))
     if not (folder / "tokenizer").exists():
-        clips.train_tokenizer([caption for group in seen.column("captions") for caption in group], CLIP, folder / "tokenizer")
+        part = folder / "tokenizer.part"
+        clips.train_tokenizer([caption for group in seen.column("captions") for caption in group], CLIP, part)
+        part.replace(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     if not target.exists():
         model = _initialised(lambda: clips.build(CLIP, len(tokenizer), SIZE), "clip").to(device)
@@ -111,10 +122,10 @@ def make_clip(folder: Path, device: str = "cpu") -> tuple[CLIPModel, CLIPTokeniz
             seed=SEED,
             rows=[row for row, subset in enumerate(seen.attribute("subset")) for _ in range(CORE if subset == "core" else 1)],
             folder=folder / "clip-training",
-            plan=repr(settings),
+            plan=f"{settings!r} on {seen.digest}, core {CORE}",
             progress=progress("clip", folder / "log.jsonl"),
         )
-        model.save_pretrained(target)
+        save(model, target)
     return CLIPModel.from_pretrained(target).eval().requires_grad_(False), tokenizer
 
 
@@ -146,8 +157,10 @@ def make_unet(folder: Path, steps: int, until: int | None, device: str = "cpu") 
     base.pipeline.to(device)
     precision = native(device)
     unet, run = recipe(folder, steps, precision).retrain(base, works(folder), until=until, folder=folder / "unet-training", progress=show)
-    unet.save_pretrained(folder / "unet")
-    recipe(folder, steps, precision, run.step).save(folder / "unet")
+    unet.save_pretrained(folder / "unet.part")
+    recipe(folder, steps, precision, run.step).save(folder / "unet.part")
+    shutil.rmtree(folder / "unet", ignore_errors=True)
+    (folder / "unet.part").rename(folder / "unet")
 
 
 def make_judge(folder: Path, until: int | None = None, device: str = "cpu") -> None:
@@ -167,7 +180,7 @@ def make_judge(folder: Path, until: int | None = None, device: str = "cpu") -> N
                 JUDGE,
                 seed=derive(SEED, "judge", fold),
                 folder=folder / f"judge-training-{fold}",
-                plan=f"{JUDGE!r} fold {fold}",
+                plan=f"{JUDGE!r} fold {fold} of {core.digest}",
                 until=until,
                 device=device,
                 progress=progress(f"judge-{fold}", folder / "log.jsonl"),

@@ -30,7 +30,8 @@ TEXTS = {
 
 
 def promote(build: Path, zoo: Path) -> None:
-    """Write the zoo anew from BUILD."""
+    """Write the zoo anew from BUILD, and put it in the place of the old one once it is whole."""
+    zoo, place = zoo.with_name(zoo.name + ".part"), zoo
     model = zoo / "emoji64"
     shutil.rmtree(zoo, ignore_errors=True)
     zoo.mkdir(parents=True)
@@ -49,6 +50,8 @@ def promote(build: Path, zoo: Path) -> None:
         shutil.copytree(build / "judge", zoo / "judge", ignore=shutil.ignore_patterns("*training*", "*.part"))
     (zoo / "LICENSES.md").write_text(licences(table))
     (model / "README.md").write_text(card(recipe, table, build))
+    shutil.rmtree(place, ignore_errors=True)
+    zoo.rename(place)
 
 
 def anonymous(model: Path) -> None:

@@ -28,6 +28,8 @@ from assay.guidance import Predictions, Rule
 from assay.noise import normal
 
 View = Literal["epsilon", "x0", "v"]
+CACHED = 2048
+"""Prompts whose encodings are kept."""
 BUILT_IN = ("emoji64",)
 GROUPS = ("cross_attention.kv", "cross_attention", "not_cross_attention", "attention", "unet", "text_encoder", "token_embeddings", "decoder")
 
@@ -148,7 +150,10 @@ class Denoiser:
         for start in range(0, len(new), 128):
             batch = self.family.encode(self.family.tokenize(new[start : start + 128]))
             self._cache |= {prompt: batch[[row]] for row, prompt in enumerate(new[start : start + 128])}
-        return Conditioning.cat([self._cache[prompt] for prompt in prompts])
+        found = Conditioning.cat([self._cache[prompt] for prompt in prompts])
+        for oldest in list(self._cache)[: max(0, len(self._cache) - CACHED)]:
+            del self._cache[oldest]
+        return found
 
     def forget_text(self) -> None:
         """Drop cached encodings: call after a text encoder has changed."""

@@ -1,4 +1,4 @@
-"""The network behind a judge: a small residual network for 64x64 drawings, 54 million multiplications an image, and what it wants to be shown."""
+"""The network behind a judge: a small residual network for 64x64 drawings, 47 million multiplications an image, and what it wants to be shown."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """bf16 where it pays: forward and backward passes in autocast; weights, averages, loss and optimiser stay fp32.
 
-On CPUs the fused attention's backward pass in bf16 costs more than all the rest (`benchmarks/throughput.json`), so the unfused one stands in while
-a model trains. Both compute the same function.
+On CPUs the fused attention's backward pass in bf16 costs more than all the rest of a step, so the unfused one stands in while a model trains. Both
+compute the same function.
 """
 
 from __future__ import annotations

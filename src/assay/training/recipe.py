@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from assay.denoiser import Denoiser
+from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import BadInput, Misconfigured, Missing
 from assay.noise import derive
 from assay.record import digest_of, write_atomically
@@ -120,9 +120,15 @@ class Recipe:
             scheduler,
             seed=seed,
             folder=folder,
-            plan=digest_of({"shape": [settings.widths, settings.attention], "works": seen.digest, "seed": seed}),
+            plan=digest_of([_without_steps(settings), seen.digest, tensor_digest(latents), tensor_digest(states), seed]),
             until=until,
             progress=progress,
         )
         run.use_average()
         return unet, run
+
+
+def _without_steps(settings: UNetSettings) -> dict[str, Any]:
+    about = asdict(settings)
+    del about["schedule"]["steps"]  # a longer training goes on from a shorter one
+    return about
