@@ -9,10 +9,12 @@ import time
 from importlib.resources import files
 
 import jsonschema
+import numpy as np
 import pytest
 from PIL import Image
 
 from assay.cli.main import cli, main
+from assay.noise import derive
 from assay.testing import save_tiny, tiny_works
 
 SCHEMA = json.loads((files("assay.cli") / "schema.json").read_text())
@@ -139,11 +141,18 @@ def test_the_same_plan_resumes_and_another_is_refused(world, tmp_path, capsys):
         (["works", "info", "nowhere"], "Missing"),
         (["patch", "info", "nowhere"], "Missing"),
         (["no-such-command"], "Misconfigured"),
+        (["run", "MODEL", "--works", "WORKS", "--plan", "FOLDER"], "BadInput"),
+        (["erase", "MODEL", "--method", "uce", "--concept", "", "--works", "WORKS"], "Misconfigured"),
+        (["patch", "fuse", "nowhere", "--dry-run"], "Missing"),
+        (["works", "info", "nowhere", "--dry-run"], "Missing"),
+        (["generate", "MODEL", "--prompt", "x", "--fail-on", "images>"], "Misconfigured"),
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_2(world, tmp_path, capsys, arguments, kind):
     """Each error names its kind, says what to do, and leaves nothing written."""
-    places = {"MODEL": str(world / "model"), "WORKS": str(world / "works.parquet")}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/readme.md").write_text("no works")
+    places = {"MODEL": str(world / "model"), "WORKS": str(world / "works.parquet"), "FOLDER": str(tmp_path / "folder")}
     out = tmp_path / "out"
     own = [] if arguments == ["no-such-command"] else ["--out", str(out)]
     printed = call(capsys, *[places.get(argument, argument) for argument in arguments], *own, "--json", code=2)
@@ -176,6 +185,103 @@ def test_fail_on_exits_with_3(world, tmp_path, capsys):
     call(capsys, *arguments, "--fail-on", "images>0", code=3)
     call(capsys, *arguments, "--fail-on", "images>1")
     call(capsys, *arguments, "--fail-on", "cats>1", code=2)
+    assert "no record" in call(capsys, "methods", "--fail-on", "images>0", code=2).err
+
+
+def test_prompts_of_the_wrong_type_are_refused_by_line(world, tmp_path, capsys):
+    """U+2028 inside a prompt is no end of line; a number as negative, a word as seed and a list as title are no prompt."""
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"id": "a", "prompt": "red\u2028circle"}\n', encoding="utf-8")
+    call(capsys, "generate", world / "model", "--prompts", prompts, "--steps", 1, "--out", tmp_path / "fine")
+    for bad in ('"negative": 5', '"seed": "abc"', '"seed": true', '"title": ["cat"]'):
+        prompts.write_text(f'{{"id": "a", "prompt": "x"}}\n{{"id": "b", "prompt": "x", {bad}}}\n')
+        assert "Line 2" in call(capsys, "generate", world / "model", "--prompts", prompts, "--out", tmp_path / "out", code=2).err
+
+
+def test_works_and_patch_commands_keep_to_their_folder(world, tmp_path, capsys):
+    """A folder of another command is refused; the same command again finds its record; `--out` makes any command leave one."""
+    works, out = world / "works.parquet", tmp_path / "out"
+    call(capsys, "works", "info", works, "--out", out)
+    before = (out / "record.json").read_bytes()
+    call(capsys, "works", "info", works, "--out", out)
+    assert (out / "record.json").read_bytes() == before
+    assert "another plan" in call(capsys, "works", "duplicates", works, "--out", out, code=2).err
+    (tmp_path / "art").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "art/a.png")
+    (tmp_path / "art/a.txt").write_text("a red square")
+    take_in = ["works", "import", tmp_path / "art", "--out", tmp_path / "taken"]
+    assert "licence" in call(capsys, *take_in, code=2).err
+    assert "another plan" in call(capsys, *take_in, "--license", "MIT", code=2).err
+    take_in[-1] = tmp_path / "licensed"
+    call(capsys, *take_in, "--license", "MIT")
+    assert "complete already" in call(capsys, *take_in, "--license", "MIT").err
+    (tmp_path / "art/a.txt").write_text("a red square, again")
+    assert "changed" in call(capsys, *take_in, "--license", "MIT", code=2).err
+    call(capsys, "methods", "--out", tmp_path / "methods")
+    assert json.loads((tmp_path / "methods/record.json").read_text())["again"] == ["methods"]
+
+
+def test_the_command_in_a_record_asks_the_same_again(world, tmp_path, capsys):
+    """Its words are a command that this command line accepts, and lead to the same plan: the folder is complete already."""
+    erase = ["erase", world / "model", "--method", "uce", "--concept", "solid", "--kind", "style", "--works", world / "works.parquet", "--lam", 0.5]
+    evaluate = [
+        "evaluate",
+        world / "model",
+        "--works",
+        world / "works.parquet",
+        "--concept",
+        "solid",
+        "--steps",
+        2,
+        "--patch",
+        f"{tmp_path / 'a'}:0.5",
+    ]
+    audit = ["audit", world / "model", "--method", "nearest", "--works", world / "works.parquet", "--images", 1, "--steps", 1, "--members", 4]
+    generate = ["generate", world / "model", "--prompt", "a 'quoted' thing", "--steps", 2, "--seed", 3]
+    for name, command in (("a", erase), ("b", evaluate), ("c", audit), ("d", generate)):
+        out = tmp_path / name
+        call(capsys, *command, "--out", out)
+        again = json.loads((out / "record.json").read_text())["again"]
+        assert "complete already" in call(capsys, *again, "--out", out).err
+
+
+def test_patches_of_one_name_are_told_apart(world, tmp_path, capsys):
+    """Two patches that erase the same concept: both digests and both scales are in the record."""
+    model, works = world / "model", world / "works.parquet"
+    for lam, name in ((0.5, "a"), (5, "b")):
+        call(capsys, "erase", model, "--method", "uce", "--concept", "solid", "--works", works, "--lam", lam, "--out", tmp_path / name)
+    patches = ["--patch", f"{tmp_path / 'a'}:0.5", "--patch", tmp_path / "b"]
+    call(capsys, "generate", model, "--prompt", "x", "--steps", 1, *patches, "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out/record.json").read_text())
+    assert len({record["digests"]["patch:1"], record["digests"]["patch:2"]}) == 2
+    assert [text.rsplit(" ", 1)[1] for text in record["resolved"]["patches"]] == ["0.5", "1"]
+
+
+def test_an_erasure_on_top_of_another_goes_on_with_it(world, tmp_path, capsys):
+    """The second patch is made on the patched model and is used with the first."""
+    erase = ["erase", world / "model", "--method", "uce", "--works", world / "works.parquet"]
+    call(capsys, *erase, "--concept", "solid", "--kind", "style", "--out", tmp_path / "a")
+    call(capsys, *erase, "--concept", "circle", "--kind", "object", "--patch", tmp_path / "a", "--out", tmp_path / "b")
+    both = ["--patch", tmp_path / "a", "--patch", tmp_path / "b"]
+    call(capsys, "generate", world / "model", "--prompt", "x", "--steps", 1, *both, "--out", tmp_path / "out")
+    manifest = json.loads(call(capsys, "patch", "info", tmp_path / "b", "--json").out)["patches"][0]
+    assert manifest["parents"] == [json.loads(call(capsys, "patch", "info", tmp_path / "a", "--json").out)["patches"][0]["digest"]]
+
+
+def test_given_prompts_have_neighbours_and_the_images_of_generate(world, tmp_path, capsys):
+    """`evaluate` asks for image n of (seed, id) as `generate` does, so the base of both is the same picture."""
+    from assay.verbs.evaluate import given_scene
+    from assay.verbs.generate import Prompt
+    from assay.verbs.session import Session
+    from assay.works.concepts import find
+
+    session, works = Session("evaluate", world / "model", tmp_path / "out"), tiny_works()
+    concept = find(works, "solid", kind="style", anchor="", embed=lambda texts: np.eye(len(texts), 8))
+    styles = sorted({style for style in works.column("style") if style})
+    rows = [Prompt(style, f"red circle, {style} style") for style in styles]
+    scene = given_scene(session, rows, works, concept, 2)
+    assert set(scene.groups) == {"target", "neighbours"} | ({"rest"} if len(styles) > 2 else set())
+    assert [row.image_seed(5) for row in scene.rows[:2]] == [derive(5, styles[0], 0), derive(5, styles[0], 1)]
 
 
 def test_dry_run_writes_nothing_and_counts_passes(world, tmp_path, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import assay
-from assay.errors import Misconfigured, Mismatch
+from assay.errors import BadInput, Misconfigured, Mismatch, Missing
 from assay.record import Dossier, Record
 from assay.testing import save_tiny, tiny_works
 from assay.verbs.run import STAGES
@@ -123,11 +123,14 @@ def test_works_without_calibration_are_answered_honestly(world, tmp_path):
 
 
 def test_a_plan_is_checked_before_any_work(world, tmp_path):
-    """An unknown field, a wrong type and an unknown setting of a method are refused, and nothing is written."""
-    for text in ("speed = 3", 'each = "many"', "[settings.esd]\nmagic = 1"):
+    """Unknown fields, methods and settings, wrong types, values out of range and unknown concepts are refused, and nothing is written."""
+    plans = ["speed = 3", 'each = "many"', "each = true", "each = 0", "quality = 0", "guidance = nan", "[settings.esd]\nmagic = 1"]
+    plans += ["[settings.edd]\nsteps = 1", "[settings]\nesd = 3", "[settings.esd]\nsteps = 0", "[settings.nearest]\nimages = 0"]
+    plans += ['object = "unicorn"', 'style = "cubist"', "each = "]
+    for text in plans:
         plan = tmp_path / "plan.toml"
         plan.write_text(text)
-        with pytest.raises(Misconfigured):
+        with pytest.raises((Misconfigured, Missing, BadInput)):
             assay.run(world / "sd-v", works=world / "works.parquet", plan=plan, out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
@@ -138,6 +141,46 @@ def test_a_finished_run_is_not_done_again(world, tmp_path):
     before = json.loads((tmp_path / "out/manifest.json").read_text())
     run(world, "sd-v", tmp_path / "out")
     assert json.loads((tmp_path / "out/manifest.json").read_text()) == before
+
+
+def test_a_finished_run_that_was_changed_is_not_signed_again(world, tmp_path):
+    """One figure changed, or a file added: the same call refuses, and what was signed stays as it was."""
+    out = tmp_path / "out"
+    run(world, "sd-v", out)
+    manifest = (out / "manifest.json").read_bytes()
+    record = out / "memorisation/record.json"
+    honest = record.read_text()
+    record.write_text(honest.replace('"value"', '"value" '))
+    with pytest.raises(Mismatch, match=r"memorisation/record\.json"):
+        run(world, "sd-v", out)
+    record.write_text(honest)
+    (out / "planted.txt").write_text("x")
+    with pytest.raises(Mismatch, match=r"planted\.txt"):
+        run(world, "sd-v", out)
+    (out / "planted.txt").unlink()
+    run(world, "sd-v", out)
+    assert (out / "manifest.json").read_bytes() == manifest
+
+
+def test_an_unfinished_run_whose_record_was_changed_does_not_go_on(world, tmp_path):
+    """The dossier lists the record's digest as it was written."""
+    out = tmp_path / "out"
+    run(world, "sd-v", out)
+    for name in ("manifest.json", "manifest.sig"):
+        (out / name).unlink()
+    record = out / "works/record.json"
+    record.write_text(record.read_text() + " ")
+    with pytest.raises(Mismatch, match=r"works/record\.json was changed"):
+        run(world, "sd-v", out)
+
+
+def test_other_creators_are_another_plan(world, tmp_path):
+    """What the report says of works is part of what it depends on."""
+    run(world, "sd-v", tmp_path / "out")
+    works = tiny_works()
+    other = works.with_columns(creator=["Somebody Else"] * len(works))
+    with pytest.raises(Mismatch, match="works"):
+        assay.run(world / "sd-v", works=other, plan=world / "plan.toml", out=tmp_path / "out")
 
 
 def test_works_without_titles_and_styles_are_answered_honestly(world, tmp_path):

@@ -40,7 +40,11 @@ def _write(
     """Bind the folder to the plan, write the one file or folder the command is for, and the record; do nothing if that was done before."""
     folder = OutFolder(out or f"out/{command.replace(' ', '-')}", {"command": command, **plan})
     if not folder.done:
-        made = write(folder.path)
+        try:
+            made = write(folder.path)
+        except BaseException:
+            folder.abandon()
+            raise
         words = [*command.split(), *again]
         about(made).model_copy(update={"command": command, "given": plan, "again": words, "versions": versions()}).save(folder.path)
     roles = {"patch": "patch.safetensors", "model": "model", "lora": "pytorch_lora_weights.safetensors"}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from assay.errors import Mismatch
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.record import Record, Table, digest_of, versions
@@ -37,15 +38,21 @@ def import_works(
 
     Returns:
         The outcome; its record counts and names the quarantined works.
+
+    Raises:
+        Mismatch: `out` holds an earlier state of the source.
     """
     display = display or Silent()
     started = time.monotonic()
     source, out = Path(source), Path(out or "out/works")
     given = {"license": licence, "creator": creator, "size": size}
-    folder = OutFolder(out, {"command": "works import", "source": fingerprint(source), **given})
+    folder = OutFolder(out, {"command": "works import", "source": str(source.resolve()), **given})
     if folder.done:
+        record = Record.load(out)
+        if record.digests.get("source") != fingerprint(source):
+            raise Mismatch(f"{source} has changed since it was imported into {out}.", "Choose another folder with `--out`, or remove this one.")
         display.say(f"{out} is complete already")
-        return _imported(out, Record.load(out))
+        return _imported(out, record)
     try:
         report = read_in(source, out, **given, progress=lambda done, total: display("importing", done, max(done, total)))
     except BaseException:
@@ -58,7 +65,7 @@ def import_works(
         question=f"Which works of {source.name} can be used, by whom and under which licence?",
         given=given,
         again=["works", "import", str(source), *(word for name, value in given.items() if value is not None for word in (f"--{name}", str(value)))],
-        digests={"works": works.digest},
+        digests={"works": works.digest, "source": fingerprint(source)},
         metrics=[count("works.imported", report.imported), count("works.quarantined", report.quarantined, "lower")],
         findings=[f"{report.imported} works were imported{share}."],
         tables=[Table(title="Set aside", columns=["work", "reason"], rows=[list(row) for row in report.reasons[:200]])] if report.reasons else [],
