@@ -62,6 +62,13 @@ def test_public_names_resolve_and_are_documented():
         assert getattr(assay, name).__doc__, name
 
 
+def test_every_command_has_a_python_twin():
+    """The function behind a command is public under the command's name, words joined by underscores."""
+    from assay.verbs.commands import COMMANDS
+
+    assert set(COMMANDS) <= set(assay.__all__)
+
+
 def test_the_table_of_methods_is_what_probing_finds():
     """`methods.json` equals a fresh probe of every method on every tiny pipeline."""
     assert methods() == json.loads(json.dumps(probe.table()))

@@ -138,7 +138,8 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
 def build(folder: Path, seed: int) -> Works:
     """Make the works: fetch, render, cluster, split and plant the canaries; the same bytes for the same seed.
 
-    Canaries are drawn from all things, in the core or not, and belong to the core from then on.
+    Canaries are drawn from all things, in the core or not, and belong to the core from then on: k = 0 and k > 0 come from one lottery and compare
+    with each other; a calibration work's title is more often known from another style than a canary's.
     """
     fetch(folder)
     works = Works.from_rows(list(rows(folder)))

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from assay.verbs.evaluate import evaluate
     from assay.verbs.generate import generate
     from assay.verbs.methods import methods
+    from assay.verbs.patches import patch_add, patch_export_lora, patch_fuse, patch_info, patch_scale
     from assay.verbs.report import report
     from assay.verbs.run import run
     from assay.verbs.session import builtin_works
-    from assay.verbs.works import import_works
+    from assay.verbs.works import works_duplicates, works_import, works_info
     from assay.works import Works
 
 _HOMES = {
@@ -31,10 +32,17 @@ _HOMES = {
     "erase": "assay.verbs.erase",
     "evaluate": "assay.verbs.evaluate",
     "generate": "assay.verbs.generate",
-    "import_works": "assay.verbs.works",
     "methods": "assay.verbs.methods",
+    "patch_add": "assay.verbs.patches",
+    "patch_export_lora": "assay.verbs.patches",
+    "patch_fuse": "assay.verbs.patches",
+    "patch_info": "assay.verbs.patches",
+    "patch_scale": "assay.verbs.patches",
     "report": "assay.verbs.report",
     "run": "assay.verbs.run",
+    "works_duplicates": "assay.verbs.works",
+    "works_import": "assay.verbs.works",
+    "works_info": "assay.verbs.works",
     "Concept": "assay.concept",
     "Denoiser": "assay.denoiser",
     "load": "assay.denoiser",
@@ -64,11 +72,18 @@ __all__ = [
     "export_lora",
     "fuse",
     "generate",
-    "import_works",
     "load",
     "methods",
+    "patch_add",
+    "patch_export_lora",
+    "patch_fuse",
+    "patch_info",
+    "patch_scale",
     "report",
     "run",
+    "works_duplicates",
+    "works_import",
+    "works_info",
 ]
 
 

@@ -115,7 +115,7 @@ class Patched:
                     )
             for name, digest in patch.manifest.base.items():
                 if name in weights and name not in present:
-                    present[name] = tensor_digest(self.base.get(name, weights[name]))
+                    present[name] = tensor_digest(self.denoiser.replaced.get(name, weights[name]))
                 if name in weights and digest != present[name]:
                     if not self.force:
                         raise Mismatch(

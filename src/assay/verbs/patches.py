@@ -17,7 +17,7 @@ from assay.record import Record, versions
 from assay.verbs.session import Silent, count, parse_patch
 
 
-def info(paths: Sequence[str | Path]) -> Outcome:
+def patch_info(paths: Sequence[str | Path]) -> Outcome:
     """Say what each patch is, what it touches and how large it is."""
     rows = []
     for path in paths:
@@ -69,7 +69,7 @@ def _save(command: str, patch: Patch, out: str | Path | None, again: Sequence[st
     return _write(command, {"patch": patch.digest}, out, again, write, about)
 
 
-def add(paths: Sequence[str | Path], *, out: str | Path | None = None) -> Outcome:
+def patch_add(paths: Sequence[str | Path], *, out: str | Path | None = None) -> Outcome:
     """Make one patch of several, each `PATH[:SCALE]`.
 
     Raises:
@@ -87,12 +87,12 @@ def add(paths: Sequence[str | Path], *, out: str | Path | None = None) -> Outcom
     return _save("patch add", total, out, [str(path) for path in paths], "What is the sum of these patches?")
 
 
-def scale(paths: str | Path, *, by: float, out: str | Path | None = None) -> Outcome:
+def patch_scale(paths: str | Path, *, by: float, out: str | Path | None = None) -> Outcome:
     """Multiply a patch's changes by a factor."""
     return _save("patch scale", Patch.load(paths).scaled(by), out, [str(paths), "--by", f"{by:g}"], f"What is this patch times {by:g}?")
 
 
-def fuse_patches(
+def patch_fuse(
     paths: Sequence[str | Path],
     *,
     model: str = "emoji64",
@@ -121,7 +121,7 @@ def fuse_patches(
     return replace(outcome, next=(f'assay generate {outcome.files["model"]} --prompt "..."',))
 
 
-def export(paths: str | Path, *, out: str | Path | None = None) -> Outcome:
+def patch_export_lora(paths: str | Path, *, out: str | Path | None = None) -> Outcome:
     """Write a low-rank patch as a LoRA file that diffusers loads."""
     patch = Patch.load(paths)
 

@@ -17,7 +17,7 @@ from assay.works import info as describe
 from assay.works.importing import import_works as read_in
 
 
-def import_works(
+def works_import(
     source: str | Path,
     *,
     licence: str | None = None,
@@ -88,12 +88,12 @@ def fingerprint(source: Path) -> str:
     return digest_of([str(source.resolve()), [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()]])
 
 
-def info(path: str | Path | Works | None = None, *, out: str | Path | None = None) -> Outcome:
+def works_info(path: str | Path | Works | None = None, *, out: str | Path | None = None) -> Outcome:
     """Describe works: splits, styles, groups, creators, licences."""
     return _describe("works info", path, describe.info, out or "out/works-info")
 
 
-def duplicates(path: str | Path | Works | None = None, *, threshold: float = 0.05, out: str | Path | None = None) -> Outcome:
+def works_duplicates(path: str | Path | Works | None = None, *, threshold: float = 0.05, out: str | Path | None = None) -> Outcome:
     """Find near-duplicate works: clusters, pairs across splits and styles."""
     return _describe("works duplicates", path, describe.duplicates, out or "out/works-duplicates", threshold=threshold)
 
