@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,47 @@ def test_a_table_whose_inclusions_were_changed_is_refused(tmp_path):
     pq.write_table(forged, path)
     with pytest.raises(BadInput, match="not what its plan says"):
         Pool.read(path)
+
+
+ORPHANED = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from assay.training.pool import Plan, fill
+
+def work(index, included):
+    Path(sys.argv[1] + f".{index}.pid").write_text(str(os.getpid()))
+    time.sleep(60)
+    return np.add(index, included)
+
+if __name__ == "__main__":
+    fill(sys.argv[1], Plan.draw(4, 10, seed=1), work, processes=2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_when_the_command_is_killed_its_processes_end(tmp_path):
+    script = tmp_path / "fill.py"
+    script.write_text(ORPHANED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, str(script), str(tmp_path / "pool")], env=environment) as command:
+        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 60)
+        children = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+        assert all(map(alive, children))
+        command.kill()
+    wait_for(lambda: not any(map(alive, children)), 20)
+
+
+def wait_for(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

@@ -1,7 +1,7 @@
 """A Stable-Diffusion-shaped pipeline of 8x8 grey images: no latent space, a class as a one-token prompt, and a perceptron in the UNet's place.
 
-A `UNet2DConditionModel` would do, but not in seconds: at 64 positions its convolutions cost some thirty times the passes of this perceptron, which
-sees all 64 pixels at once and needs no weight sharing to learn ten shapes. Its layers are linear, so that per-sample gradients are outer products.
+A `UNet2DConditionModel` would do, but not in seconds: with as many parameters its step costs twenty times that of this perceptron, which sees all 64
+pixels at once and needs no weight sharing to learn ten shapes. Its layers are linear, so that per-sample gradients are outer products.
 """
 
 from __future__ import annotations

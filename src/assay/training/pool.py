@@ -157,7 +157,7 @@ class Pool:
         about = {"version": VERSION, "models": models, "plan": self.plan.digest, "about": self.plan.about, **self.plan._lists()}
         table = pa.table(columns).replace_schema_metadata({"assay": json.dumps(about)})
         buffer = io.BytesIO()
-        lists = [f"{name}.list.element" for name in self.names]
+        lists: Any = [f"{name}.list.element" for name in self.names]
         pq.write_table(table, buffer, compression="zstd", compression_level=19, use_dictionary=False, use_byte_stream_split=lists)
         write_atomically(Path(path), buffer.getvalue())
         return Path(path)

@@ -1,0 +1,234 @@
+"""The digits pool and what it shows: `benchmarks/digits-pool.parquet`, `benchmarks/digits.json`, `benchmarks/digits.png`.
+
+    python benchmarks/digits.py [--folder out/digits] [--processes 2]
+
+Trains 128 models on random halves (64 complementary pairs), and 24 of those subsets twice more with other seeds: about 20 minutes on two cores, and
+it goes on where it was. Then: do the models draw digits; can a model's members be told, by the plain loss, by the likelihood ratio, and by the
+ratio's control, which scores every model against another pair's subset; how well do seeds agree, and what do attributions score beside that ceiling.
+Intervals are bootstrapped by pair of models, the works being the same ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.svm import SVC
+
+from assay.denoiser import to_pictures
+from assay.evaluation.datamodel import RIDGES, agreement, ceiling, fit, lds, predicted, unseen
+from assay.evaluation.intervals import bootstrap, wilson
+from assay.evaluation.membership import Roc, likelihood_ratio
+from assay.noise import derive, numpy_generator
+from assay.reports.pictures import grid
+from assay.training import digits
+from assay.training.pool import Pool
+
+HERE = Path(__file__).parent
+SEED = 20261124
+SUBSETS, REPEATED, REPEATS = 128, 24, 3
+DRAWN, EACH = 4, 50
+"""Models asked to draw, and images of each digit."""
+DRAWS = 300
+RATES = {"tpr_at_1%": 0.01, "tpr_at_0.1%": 0.001}
+LABELS = np.array([int(title) for title in digits.works().column("title")])
+FLAT = digits.pixels()[:, 0].flatten(1).numpy()
+
+Figure = dict[str, object]
+
+
+def figure(value: float, interval: tuple[float, float], chance: float | None = None, **more: object) -> Figure:
+    """Round a value and its interval."""
+    return {"value": round(value, 4), "low": round(interval[0], 4), "high": round(interval[1], 4), "chance": chance, **more}
+
+
+def draw(pool: Pool) -> dict[str, object]:
+    """Make some models again and let them draw; a judge is trained on the half its model never saw. Writes the sheet."""
+    told: dict[str, list[bool]] = {"real": [], "guidance 1": [], "guidance 2": []}
+    nearest: dict[str, list[bool]] = {"guidance 1": [], "guidance 2": []}
+    seconds: dict[str, list[float]] = {"training": [], "losses": []}
+    wanted = np.repeat(np.arange(10), EACH)
+    same, rows, labels = [], [], []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for model in range(0, 2 * DRAWN, 2):
+        included = pool.plan.included[model]
+        start = time.monotonic()
+        denoiser = digits.train(included, seed=int(pool.plan.seeds[model]))
+        middle = time.monotonic()
+        again = digits.losses(denoiser)
+        seconds["training"].append(middle - start)
+        seconds["losses"].append(time.monotonic() - middle)
+        same.append(bool((np.abs(again / pool.losses[model] - 1) < 2**-10).all()))  # the table's losses are rounded to float16
+        judge = SVC(gamma="scale", C=10.0).fit(FLAT[~included], LABELS[~included])
+        told["real"] += (judge.predict(FLAT[included]) == LABELS[included]).tolist()
+        for guidance in (1, 2):
+            seeds = [derive(SEED, "drawn", model, number) for number in range(len(wanted))]
+            images = denoiser.generate([str(digit) for digit in wanted], seeds, steps=50, guidance=float(guidance), batch=500)
+            flat = images.mean(1).flatten(1).numpy()
+            told[f"guidance {guidance}"] += (judge.predict(flat) == wanted).tolist()
+            found = np.square(flat[:, None] - FLAT[None]).sum(2).argmin(1)
+            nearest[f"guidance {guidance}"] += included[found].tolist()
+            if model == 0:
+                rows += [to_pictures(images[row::EACH]) for row in range(4)]
+                labels += [f"drawn, guidance {guidance}"] * 4
+        if model == 0:
+            real = [np.flatnonzero(included & (digit == LABELS))[:4] for digit in range(10)]
+            rows += [[to_pictures(digits.pixels()[places[row] : places[row] + 1])[0] for places in real] for row in range(4)]
+            labels += ["real"] * 4
+    torch.set_num_threads(threads)
+    grid(rows, labels, [str(digit) for digit in range(10)], scale=4).save(HERE / "digits.png", optimize=True)
+    return {
+        "models": DRAWN,
+        "images_of_each": len(wanted),
+        "judged_as_asked": {name: figure(float(np.mean(hits)), wilson(sum(hits), len(hits)), 0.1, n=len(hits)) for name, hits in told.items()},
+        "nearest_work_was_trained_on": {
+            name: figure(float(np.mean(hits)), wilson(sum(hits), len(hits)), 0.5, n=len(hits)) for name, hits in nearest.items()
+        },
+        "losses_made_again_are_the_pool's": all(same),
+        "seconds_on_one_core": {name: {"each": [round(value, 2) for value in values]} for name, values in seconds.items()},
+    }
+
+
+def membership(pool: Pool) -> dict[str, object]:
+    """Attack every model, the other pairs being the shadow models."""
+    once = pool.once
+    included, losses, groups = pool.plan.included[once], pool.losses[once].astype(np.float64), pool.pairs[once]
+    weights, pairs = digits.DigitsSettings().widths, len(once) // 2
+    mean = pool.loss(weights)[once]
+    logs = np.log(losses)
+    attacks = {f"loss {name}": -losses[:, :, place] for place, name in enumerate(pool.names)}
+    attacks |= {
+        "loss": -mean,
+        "likelihood ratio of the loss": likelihood_ratio(np.log(mean), included, groups),
+        "likelihood ratio": likelihood_ratio(logs, included, groups),
+        "likelihood ratio, a work's own variance": likelihood_ratio(logs, included, groups, variance="work"),
+    }
+    result: dict[str, object] = {
+        "models": len(once),
+        "works": included.shape[1],
+        "mean_loss": {
+            name: {
+                "members": round(float(losses[:, :, place][included].mean()), 5),
+                "others": round(float(losses[:, :, place][~included].mean()), 5),
+                "gap_over_others": relative_gap(losses[:, :, place], included, groups),
+            }
+            for place, name in enumerate(pool.names)
+        },
+    }
+
+    def rates(scores: np.ndarray, truth: np.ndarray) -> dict[str, Figure]:
+        roc = Roc(scores, truth)
+
+        def interval(statistic: str, *rate: float) -> Figure:
+            def drawn(chosen: np.ndarray) -> float:
+                return getattr(roc, statistic)(*rate, np.bincount(chosen, minlength=pairs)[groups][:, None])
+
+            return figure(getattr(roc, statistic)(*rate), bootstrap(np.arange(pairs), drawn, seed=SEED, draws=DRAWS), *(rate or (0.5,)))
+
+        return {"auc": interval("auc"), **{name: interval("tpr", rate) for name, rate in RATES.items()}}
+
+    control = {"control: the likelihood ratio against another pair's subset": rates(attacks["likelihood ratio"], np.roll(included, 2, axis=0))}
+    return result | {"attacks": {name: rates(scores, included) for name, scores in attacks.items()} | control}
+
+
+def relative_gap(losses: np.ndarray, included: np.ndarray, groups: np.ndarray) -> Figure:
+    """Return by how much members' mean loss is below the others'."""
+
+    def gap(pairs: np.ndarray) -> float:
+        rows = np.concatenate([np.flatnonzero(groups == pair) for pair in pairs])
+        return 1 - float(losses[rows][included[rows]].mean() / losses[rows][~included[rows]].mean())
+
+    pairs = np.unique(groups)
+    return figure(gap(pairs), bootstrap(pairs, gap, seed=SEED, draws=DRAWS), 0.0)
+
+
+def attribution(pool: Pool) -> dict[str, object]:
+    """Score attributions on the second half of the pairs beside what seeds alone allow: over all models, and over those that did not see the query."""
+    weights = digits.DigitsSettings().widths
+    outputs, once, repeats = pool.loss(weights), pool.once, pool.repeats
+    half = len(once) // 2 - len(once) // 2 % 2
+    fitted, scored = once[:half], once[half:]
+    datamodel, ridge, errors = fit(pool.plan.included[fitted], outputs[fitted], pool.pairs[fitted])
+    distances = np.square(FLAT[:, None] - FLAT[None]).sum(2)
+    scale = np.median(np.sort(distances, axis=1)[:, 1])
+    attributions = {
+        "datamodel": datamodel,
+        "its own place alone": -np.eye(len(FLAT)),
+        "datamodel without its own place": datamodel * ~np.eye(len(FLAT), dtype=bool),
+        "pixel similarity": -np.exp(-distances / (2 * scale)),
+        "random": numpy_generator(SEED, "random").normal(size=datamodel.shape),
+    }
+    included, subsets = pool.plan.included[scored], pool.plan.included[repeats[:, 0]]
+    sums = {label: predicted(each, included) for label, each in attributions.items()}
+    rows, repeat_rows = unseen(included), unseen(subsets)
+    apart = {label: np.take_along_axis(each, rows, 0) for label, each in sums.items()}
+    seeds = outputs[repeats]  # (subsets, seeds, queries)
+    return {
+        "output": "mean loss over all timesteps",
+        "queries": included.shape[1],
+        "fitted_on": len(fitted),
+        "ridge": ridge,
+        "left_out_error_over_mean_alone": {f"{value:g}": round(float(error), 4) for value, error in zip(RIDGES, errors, strict=True)},
+        "seed_to_seed_by_timesteps": {
+            name: round(float(agreement(pool.losses[repeats][..., place]).mean()), 4) for place, name in enumerate(pool.names)
+        },
+        "all models": scores(sums, outputs[scored], seeds, np.arange(len(scored)) // 2, np.arange(len(seeds)) // 2),
+        "models that did not see the query": scores(
+            apart,
+            np.take_along_axis(outputs[scored], rows, 0),
+            np.take_along_axis(seeds, repeat_rows[:, None], 0),
+            np.arange(len(rows)),
+            np.arange(len(repeat_rows)),
+        ),
+    }
+
+
+def scores(sums: dict[str, np.ndarray], measured: np.ndarray, seeds: np.ndarray, pairs: np.ndarray, repeat_pairs: np.ndarray) -> dict[str, object]:
+    """Return the ceiling of a set of models and the mean score of every attribution's sums under it."""
+    between = float(agreement(seeds).mean())
+    ends = bootstrap(seeds, lambda drawn: float(agreement(drawn).mean()), repeat_pairs, seed=SEED, draws=DRAWS)
+    top = ceiling(between)
+    result: dict[str, object] = {
+        "models": len(measured),
+        "seed_to_seed": figure(between, ends, 0.0, subsets=len(seeds), seeds=seeds.shape[1]),
+        "ceiling": figure(top, (ceiling(ends[0]), ceiling(ends[1]))),
+    }
+    for label, each in sums.items():
+        both = np.stack([each, measured], 1)
+        ends = bootstrap(both, lambda drawn: float(lds(drawn[:, 0], drawn[:, 1]).mean()), pairs, seed=SEED, draws=DRAWS // 3)
+        value = float(lds(each, measured).mean())
+        result[label] = figure(value, ends, 0.0, of_ceiling=round(value / top, 3) if top else None)
+    return result
+
+
+def main() -> None:
+    """Fill, measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("out/digits"))
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    start = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        print(f"{done} of {total} models, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+    plan = digits.plan_pool(SUBSETS, seed=SEED, repeated=REPEATED, repeats=REPEATS)
+    file = digits.fill_pool(options.folder, plan, processes=options.processes, progress=progress).write(HERE / "digits-pool.parquet")
+    pool = Pool.read(file)  # all figures are of what is kept
+    result = {
+        "plan": {"digest": plan.digest, "models": len(plan), "subsets": SUBSETS, "repeated": REPEATED, "repeats": REPEATS, **plan.about},
+        "drawing": draw(pool),
+        "membership": membership(pool),
+        "attribution": attribution(pool),
+    }
+    (HERE / "digits.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
