@@ -149,7 +149,7 @@ def relative_gap(losses: np.ndarray, included: np.ndarray, groups: np.ndarray) -
 
 
 def attribution(pool: Pool) -> dict[str, object]:
-    """Score attributions on the second half of the pairs beside what seeds alone allow: over all models, and over those that did not see the query."""
+    """Score attributions on the second half of the pairs, beside the ceiling that seeds set: over all models, and over those without the query."""
     weights = digits.DigitsSettings().widths
     outputs, once, repeats = pool.loss(weights), pool.once, pool.repeats
     half = len(once) // 2 - len(once) // 2 % 2
@@ -192,7 +192,7 @@ def attribution(pool: Pool) -> dict[str, object]:
 def scores(sums: dict[str, np.ndarray], measured: np.ndarray, seeds: np.ndarray, pairs: np.ndarray, repeat_pairs: np.ndarray) -> dict[str, object]:
     """Return the ceiling of a set of models and the mean score of every attribution's sums under it."""
     between = float(agreement(seeds).mean())
-    ends = bootstrap(seeds, lambda drawn: float(agreement(drawn).mean()), repeat_pairs, seed=SEED, draws=DRAWS)
+    ends = bootstrap(seeds, lambda drawn: float(agreement(drawn).mean()), repeat_pairs.tolist(), seed=SEED, draws=DRAWS)
     top = ceiling(between)
     result: dict[str, object] = {
         "models": len(measured),
@@ -201,7 +201,7 @@ def scores(sums: dict[str, np.ndarray], measured: np.ndarray, seeds: np.ndarray,
     }
     for label, each in sums.items():
         both = np.stack([each, measured], 1)
-        ends = bootstrap(both, lambda drawn: float(lds(drawn[:, 0], drawn[:, 1]).mean()), pairs, seed=SEED, draws=DRAWS // 3)
+        ends = bootstrap(both, lambda drawn: float(lds(drawn[:, 0], drawn[:, 1]).mean()), pairs.tolist(), seed=SEED, draws=DRAWS // 3)
         value = float(lds(each, measured).mean())
         result[label] = figure(value, ends, 0.0, of_ceiling=round(value / top, 3) if top else None)
     return result
