@@ -65,6 +65,13 @@ class Recipe:
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path} is no recipe: {error!r}.", "It may be damaged, or of another version.") from error
 
+    def lasting(self, steps: int) -> Recipe:
+        """Return the recipe with another number of steps, and averaged weights that reach back over the same share of them."""
+        schedule = self.unet.schedule
+        ema = max(0.0, 1 - (1 - schedule.ema) * schedule.steps / steps) if schedule.ema else 0.0
+        ema = schedule.ema if steps == schedule.steps else ema  # not through rounding
+        return replace(self, unet=replace(self.unet, schedule=replace(schedule, steps=steps, ema=ema)))
+
     def retrain(
         self,
         denoiser: Denoiser,
