@@ -91,7 +91,7 @@ def test_what_is_no_condition_is_refused(expression):
 def test_what_fits_nothing_names_what_is_close():
     with pytest.raises(Missing, match="red circle"):
         condition(["title=red circel"], WORKS)
-    with pytest.raises(Missing, match="outlined.*outline"):
+    with pytest.raises(Missing, match=r"outlined.*outline"):
         condition(["style=solid, style=outlined"], WORKS)  # one good term does not excuse another
     with pytest.raises(Misconfigured, match=r"no field `titel`.*title"):
         condition(["titel~cat"], WORKS)
