@@ -135,6 +135,21 @@ class Recipe:
         return unet, run
 
 
+def untrained(base: Denoiser, settings: UNetSettings, *, side: int, name: str) -> Denoiser:
+    """Return a model with the text encoder, the autoencoder and the noise schedule of `base`, and an untrained UNet for latents of another side.
+
+    Args:
+        base: a Stable Diffusion pipeline; its parts are shared, not copied.
+        settings: shape of the UNet.
+        side: of the latents.
+        name: what to call it.
+    """
+    channels = base.latent_shape[0]
+    unet = build(settings, latent_channels=channels, latent_size=side, text_width=base.conditioning([""]).states.shape[2])
+    parts = base.pipeline.components | {"unet": unet.to(base.device)}
+    return Denoiser(type(base.pipeline)(**parts, requires_safety_checker=False), name)
+
+
 def _without_steps(settings: UNetSettings) -> dict[str, Any]:
     about = asdict(settings)
     del about["schedule"]["steps"]  # a longer training goes on from a shorter one

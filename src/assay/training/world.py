@@ -1,6 +1,6 @@
 """The trainings of the built-in world beside the base: what each was shown, and which question its difference from the base answers.
 
-They differ from the base in the UNet alone: autoencoder and text encoder are shared by all. Each has a seed of its own.
+They differ from the base in the UNet alone: autoencoder and text encoder are shared by all, emoji32 too. Each has a seed of its own.
 """
 
 from __future__ import annotations
@@ -8,7 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from assay.errors import Missing
+from assay.training.loop import Schedule
 from assay.training.selection import Selection
+from assay.training.unet import UNetSettings
+
+EMOJI32 = UNetSettings(
+    widths=(64, 96),
+    attention=(True, True),
+    schedule=Schedule(steps=4000, batch=64, learning_rate=8e-4, warmup=200, decay=0.6, ema=0.999),
+)
+"""The small model of the world: images of 32 pixels, latents of 8, a UNet of 2.9 M parameters, for whatever needs more than a few retrainings."""
+SIDE32 = 8
+"""Of its latents."""
 
 FAMILIES: dict[str, str] = {
     "cats": "title~cat",
