@@ -71,6 +71,7 @@ def half(works: assay.Works, included: np.ndarray) -> assay.Works:
 def log(folder: Path, index: int):
     """Return a callback that prints and logs a line every 50 steps."""
     started, first = time.monotonic(), []
+    folder.mkdir(parents=True, exist_ok=True)
 
     def show(step: int, total: int, numbers: dict[str, float]) -> None:
         first.append(step - 1) if not first else None
@@ -86,10 +87,8 @@ def log(folder: Path, index: int):
 
 def picture(denoiser: Denoiser, path: Path) -> None:
     """Draw what a model makes of a few prompts."""
-    titles, styles = (
-        ("cat face", "red heart", "dog", "red apple", "automobile", "sun", "guitar", "grinning face"),
-        ("openmoji", "twemoji", "noto", "fluent"),
-    )
+    titles = ("cat face", "red heart", "dog", "red apple", "automobile", "sun", "guitar", "grinning face")
+    styles = ("openmoji", "twemoji", "noto", "fluent")
     prompts = [f"{title}, {style} style" for title in titles for style in styles]
     made = to_pictures(denoiser.generate(prompts, [derive(SEED, prompt) for prompt in prompts]))
     grid([made[row * 4 : row * 4 + 4] for row in range(len(titles))], titles, styles, scale=3).save(path)
@@ -97,7 +96,7 @@ def picture(denoiser: Denoiser, path: Path) -> None:
 
 def summary(pool: Pool, works: assay.Works) -> dict[str, Any]:
     """Say how far the losses of works in a model and out of it lie apart, by copies an epoch, and how often the lower half of models had the work."""
-    loss, included = pool.loss(), pool.plan.included
+    loss, included = pool.loss()[pool.once], pool.plan.included[pool.once]
     ours, out = (np.where(side, loss, np.nan) for side in (included, ~included))
     gap = np.nanmean(out, 0) - np.nanmean(ours, 0)
     lower = loss < np.median(loss, 0, keepdims=True)
