@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from assay.training.pool import Plan, Pool, fill, gather
 
 import assay
 from assay.denoiser import Denoiser, to_pictures
 from assay.noise import derive, normal
 from assay.reports.pictures import grid
+from assay.training.pool import Plan, Pool, fill, gather
 from assay.training.precision import native
 from assay.training.recipe import Recipe, untrained
 from assay.training.selection import shown
