@@ -1,8 +1,8 @@
 """Which families a reference can speak for: those that a model which never saw them cannot draw.
 
-Perfect erasure of a family is known from a model trained without it, and only if that model then fails where the base succeeds: after four works of
-one object are left out, other works of the same object and what the text encoder knows make up for them. A family is admitted where accuracy falls by at least
-`least`; the interval of the fall is Newcombe's hybrid score interval, which needs no counts larger than there are.
+Perfect erasure of a family is known from a model trained without it, and only if that model then fails where the base succeeds: where few works are
+left out, works like them and what the text encoder knows make up for them. A family is admitted where accuracy falls by a least amount; the interval
+of the fall is Newcombe's hybrid score interval, which holds at few images and at none right.
 """
 
 from __future__ import annotations
