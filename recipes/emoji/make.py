@@ -2,7 +2,8 @@
 
     python recipes/emoji/make.py BUILD [--stage NAME] [--until STEP] [--device DEVICE]
 
-Stages, each skipped when its result is in BUILD: works, vae, clip, unet, judge. `promote.py` turns BUILD into the package's zoo.
+Stages, each skipped when its result is in BUILD: works, vae, clip, unet, judge. `promote.py` turns BUILD into the package's zoo. A stage of its own,
+`--stage emoji32`, comes after that: it trains the small model on the works, the text encoder and the autoencoder that are in the zoo.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from assay.denoiser import Denoiser, quiet
+from assay.denoiser import Denoiser, load, locate, quiet
 from assay.judge import CrossJudge, Judge, make_folds
 from assay.noise import derive
 from assay.training import clip as clips
@@ -27,7 +28,9 @@ from assay.training import judge as judges
 from assay.training import unet as unets
 from assay.training import vae as vaes
 from assay.training.precision import Precision, native
-from assay.training.recipe import Recipe
+from assay.training.recipe import Recipe, untrained
+from assay.training.world import EMOJI32, SIDE32
+from assay.verbs.session import builtin_works
 from assay.works import Works
 from collect import PACKAGES, SIZE
 from collect import build as collect
@@ -163,6 +166,23 @@ def make_unet(folder: Path, steps: int, until: int | None, device: str = "cpu") 
     (folder / "unet.part").rename(folder / "unet")
 
 
+def make_emoji32(folder: Path, steps: int | None, until: int | None, device: str = "cpu") -> None:
+    """Train the small model up to `until` and save it as a whole model folder; a later call goes on."""
+    base, table = load("emoji64", device=device), builtin_works(None)
+    settings = replace(EMOJI32, precision=native(device), schedule=replace(EMOJI32.schedule, steps=steps or EMOJI32.schedule.steps))
+    about = Recipe.load(locate("emoji64")).about | {"size": SIDE32 * 2 ** (len(VAE.widths) - 1), "shared with": "emoji64"}
+    made = untrained(base, settings, side=SIDE32, name="emoji32")
+    unet, run = Recipe(SEED, settings, table.digest, 0, about).retrain(
+        made, table, until=until, folder=folder / "emoji32-training", progress=progress("emoji32", folder / "log.jsonl")
+    )
+    made.pipeline.unet = unet
+    part = folder / "emoji32.part"
+    made.pipeline.to(torch.float16).save_pretrained(part)
+    Recipe(SEED, settings, table.digest, run.step, about).save(part)
+    shutil.rmtree(folder / "emoji32", ignore_errors=True)
+    part.rename(folder / "emoji32")
+
+
 def make_judge(folder: Path, until: int | None = None, device: str = "cpu") -> None:
     """Train two judges on the core works of every split, by fold, up to step `until`; a later call goes on."""
     core = works(folder).where(lambda row: row["attributes"]["subset"] == "core")
@@ -217,11 +237,9 @@ def main() -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path)
-    parser.add_argument("--stage", choices=["works", "vae", "clip", "unet", "judge"], action="append")
-    parser.add_argument(
-        "--steps", type=int, default=UNET.schedule.steps, help="steps of the UNet; a longer training shares its beginning with a shorter one"
-    )
-    parser.add_argument("--until", type=int, help="stop the UNet and the judges after this step; a later call goes on")
+    parser.add_argument("--stage", choices=["works", "vae", "clip", "unet", "judge", "emoji32"], action="append")
+    parser.add_argument("--steps", type=int, help="steps of the UNet, or of emoji32; a longer training shares its beginning with a shorter one")
+    parser.add_argument("--until", type=int, help="stop the UNet, the judges and emoji32 after this step; a later call goes on")
     parser.add_argument("--device", default="cpu", help="a torch device")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -230,10 +248,12 @@ def main() -> None:
         "works": works,
         "vae": lambda folder: make_vae(folder, arguments.device),
         "clip": lambda folder: make_clip(folder, arguments.device),
-        "unet": lambda folder: make_unet(folder, arguments.steps, arguments.until, arguments.device),
+        "unet": lambda folder: make_unet(folder, arguments.steps or UNET.schedule.steps, arguments.until, arguments.device),
         "judge": lambda folder: make_judge(folder, arguments.until, arguments.device),
+        "emoji32": lambda folder: make_emoji32(folder, arguments.steps, arguments.until, arguments.device),
     }
-    for name in arguments.stage or stages:
+    arguments.build.mkdir(parents=True, exist_ok=True)
+    for name in arguments.stage or [name for name in stages if name != "emoji32"]:
         stages[name](arguments.build)
 
 

@@ -1,6 +1,8 @@
 """Turn BUILD into the package's zoo: model, works, judges, licences and the model card.
 
-python recipes/emoji/promote.py BUILD [--zoo src/assay/zoo]
+python recipes/emoji/promote.py BUILD [--zoo src/assay/zoo] [--emoji32]
+
+With `--emoji32`, only the small model is put there: its UNet, since it shares everything else with emoji64.
 """
 
 from __future__ import annotations
@@ -54,6 +56,18 @@ def promote(build: Path, zoo: Path) -> None:
     zoo.rename(place)
 
 
+def promote_emoji32(build: Path, zoo: Path) -> None:
+    """Put the small model beside the others: UNet and recipe."""
+    part = zoo / "emoji32.part"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(build / "emoji32" / "unet", part / "unet")
+    for name in ("model_index.json", "recipe.json"):
+        shutil.copy(build / "emoji32" / name, part / name)
+    anonymous(part)
+    shutil.rmtree(zoo / "emoji32", ignore_errors=True)
+    part.rename(zoo / "emoji32")
+
+
 def anonymous(model: Path) -> None:
     """Take the folders of this machine out of the model's settings."""
     for path in model.glob("*/config.json"):
@@ -99,8 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path)
     parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[2] / "src/assay/zoo")
+    parser.add_argument("--emoji32", action="store_true", help="put only the small model there")
     arguments = parser.parse_args()
-    promote(arguments.build, arguments.zoo)
+    (promote_emoji32 if arguments.emoji32 else promote)(arguments.build, arguments.zoo)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from assay.verbs.evaluate import evaluate
     from assay.verbs.generate import generate
     from assay.verbs.methods import methods
-    from assay.verbs.patches import patch_add, patch_export_lora, patch_fuse, patch_info, patch_scale
+    from assay.verbs.patches import patch_add, patch_compress, patch_export_lora, patch_fuse, patch_info, patch_scale
     from assay.verbs.report import report
+    from assay.verbs.retrain import retrain
     from assay.verbs.run import run
     from assay.verbs.session import builtin_works
     from assay.verbs.works import works_duplicates, works_import, works_info
@@ -34,11 +35,13 @@ _HOMES = {
     "generate": "assay.verbs.generate",
     "methods": "assay.verbs.methods",
     "patch_add": "assay.verbs.patches",
+    "patch_compress": "assay.verbs.patches",
     "patch_export_lora": "assay.verbs.patches",
     "patch_fuse": "assay.verbs.patches",
     "patch_info": "assay.verbs.patches",
     "patch_scale": "assay.verbs.patches",
     "report": "assay.verbs.report",
+    "retrain": "assay.verbs.retrain",
     "run": "assay.verbs.run",
     "works_duplicates": "assay.verbs.works",
     "works_import": "assay.verbs.works",
@@ -75,11 +78,13 @@ __all__ = [
     "load",
     "methods",
     "patch_add",
+    "patch_compress",
     "patch_export_lora",
     "patch_fuse",
     "patch_info",
     "patch_scale",
     "report",
+    "retrain",
     "run",
     "works_duplicates",
     "works_import",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from assay.errors import BadInput, Misconfigured, Missing, Unsupported
@@ -30,7 +30,9 @@ from assay.noise import normal
 View = Literal["epsilon", "x0", "v"]
 CACHED = 2048
 """Prompts whose encodings are kept."""
-BUILT_IN = ("emoji64",)
+BUILT_IN = ("emoji64", "emoji32")
+SHARING = {"emoji32": "emoji64"}
+"""Built-in models that ship with a UNet alone -> the model whose other parts they use."""
 GROUPS = ("cross_attention.kv", "cross_attention", "not_cross_attention", "attention", "unet", "text_encoder", "token_embeddings", "decoder")
 
 
@@ -338,7 +340,7 @@ def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dty
     """Load a model.
 
     Args:
-        model: `emoji64`, a diffusers folder, or a hub id.
+        model: `emoji64`, `emoji32`, a diffusers folder, or a hub id.
         device: a torch device.
         dtype: of the weights; by default float32 on every device, so that a patch fits its base wherever it was made, and methods that train can.
 
@@ -350,7 +352,7 @@ def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dty
         BadInput: the folder is no pipeline, or its weights are damaged.
         Unsupported: the pipeline's family, its prediction type or the device is not supported.
     """
-    where = locate(model)
+    own, where = locate(model), locate(SHARING.get(str(model), model))
     quiet()
     try:
         target = torch.device(device)
@@ -361,7 +363,9 @@ def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dty
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` has a new name in the newest diffusers only
-            pipeline = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype, use_safetensors=True, local_files_only=Path(where).is_dir())
+            options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": Path(where).is_dir()}
+            parts = {} if own == where else {"unet": UNet2DConditionModel.from_pretrained(own, subfolder="unet", **options)}
+            pipeline = DiffusionPipeline.from_pretrained(where, **options, **parts)
     except Exception as error:  # diffusers raises whatever its loaders meet: OSError, ValueError, SafetensorError, KeyError, RuntimeError...
         if isinstance(error, MemoryError):
             raise

@@ -1,7 +1,8 @@
 """`Patch`: a change to a model as data, with an algebra.
 
 A patch is one safetensors file: entries plus a manifest. Kinds of entry: `delta` (a dense change), `low_rank` (up @ down), `set` (replaces a tensor),
-`rows` (replaces rows of an embedding), and `guidance` (a sampling rule by name). Weights under patches are always recomputed from the kept base as
+`set8` (the same in 8 bits), `rows` (replaces rows of an embedding), and `guidance` (a sampling rule by name).
+Weights under patches are always recomputed from the kept base as
 
     weight = round(base in fp32 + sum of coefficient x change),   coefficients of equal patches summed first,
 
@@ -28,8 +29,10 @@ from assay.guidance import Rule
 from assay.record import write_atomically
 
 FORMAT = "assay/patch/1"
-PARTS = {"delta": ("",), "low_rank": ("/up", "/down"), "set": ("",), "rows": ("/index", "/values")}
+PARTS = {"delta": ("",), "low_rank": ("/up", "/down"), "set": ("",), "set8": ("/values", "/scale"), "rows": ("/index", "/values")}
 """Kind of entry -> the ends of its keys."""
+REPLACING = ("set/", "set8/", "rows/")
+"""How the keys of entries begin that replace what is there, so that nothing else can act on the same tensor."""
 
 
 class Manifest(BaseModel):
@@ -61,8 +64,8 @@ class Patch:
 
     Args:
         manifest: what it is.
-        tensors: "KIND/NAME" (delta, set) or "KIND/NAME/PART" (low_rank: up (out, r), down (r, *rest of the tensor's shape); rows: index, values)
-            -> tensor.
+        tensors: "KIND/NAME" (delta, set) or "KIND/NAME/PART" (low_rank: up (out, r), down (r, *rest of the tensor's shape); rows: index, values;
+            set8: values, int8, and scale, fp32, one a row) -> tensor.
         rules: sampling rules, by which the model is sampled while the patch is on.
     """
 
@@ -91,9 +94,40 @@ class Patch:
             return (up.double() @ self.tensors[f"low_rank/{name}/down"].double().flatten(1)).float()
         return None
 
+    def replacement(self, name: str) -> torch.Tensor | None:
+        """Return what takes the place of a whole tensor, in fp32; None if nothing does."""
+        if (whole := self.tensors.get(f"set/{name}")) is not None:
+            return whole.float()
+        if (values := self.tensors.get(f"set8/{name}/values")) is not None:
+            # One rounded product a weight: the same bytes on every machine.
+            return values.float() * self.tensors[f"set8/{name}/scale"].reshape(-1, *[1] * (values.ndim - 1))
+        return None
+
+    def compressed(self) -> Patch:
+        """Return the patch with the matrices and kernels of its `set` entries in 8 bits: a fourth of fp32, half of fp16.
+
+        Rounding is symmetric, by row (the first dimension): scale = max |row| / 127, value = round(weight / scale), so that no weight moves by more
+        than half a scale. Tensors of one dimension stay as they are.
+
+        Raises:
+            Unsupported: it has no such entries.
+        """
+        tensors = dict(self.tensors)
+        for key, tensor in self.tensors.items():
+            if key.startswith("set/") and tensor.ndim > 1:
+                del tensors[key]
+                rows = tensor.float().flatten(1)
+                scale = rows.abs().amax(1) / 127
+                # Where a row is so small that the scale has too few bits, the quotient can pass 127.
+                values = (rows / torch.where(scale > 0, scale, 1.0)[:, None]).round().clamp(-127, 127).to(torch.int8)
+                tensors |= {f"set8/{key[4:]}/values": values.reshape(tensor.shape), f"set8/{key[4:]}/scale": scale}
+        if tensors.keys() == self.tensors.keys():
+            raise Unsupported("The patch replaces no matrix, so there is nothing to put into 8 bits.", "Only `set` entries can be compressed.")
+        return Patch(self.manifest.model_copy(update={"parents": [self.digest]}), tensors, self.rules)
+
     @property
     def linear(self) -> bool:
-        """Whether it can be scaled: it has no `set`, `rows` or `guidance` entries."""
+        """Whether it can be scaled: it has no `set`, `set8`, `rows` or `guidance` entries."""
         return not self.rules and all(key.startswith(("delta/", "low_rank/")) for key in self.tensors)
 
     def scaled(self, factor: float) -> Patch:
@@ -156,7 +190,7 @@ class Patch:
         path = Path(path)
         rules = [{"name": rule.name, "prompt": rule.prompt, "settings": dict(rule.settings)} for rule in self.rules]
         about = {"assay": self.manifest.model_dump_json(), "guidance": json.dumps(rules)}
-        write_atomically(path, to_bytes({key: plain(tensor) for key, tensor in self.tensors.items()}, about))
+        write_atomically(path, settled(to_bytes({key: plain(tensor) for key, tensor in self.tensors.items()}, about)))
         return path
 
     @classmethod
@@ -203,6 +237,16 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
 
 
+def settled(data: bytes) -> bytes:
+    """Return a safetensors file with its metadata in the order of their names: written from a hash map, they are in another order each time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
 def refuse_collisions(patches: Sequence[Patch]) -> None:
     """Raise if patches cannot be on together.
 
@@ -213,7 +257,7 @@ def refuse_collisions(patches: Sequence[Patch]) -> None:
     seen: dict[str, bool] = {}
     for patch in patches:
         for name in patch.names:
-            replaces = any(key.startswith(("set/", "rows/")) for key in entries(patch, name))
+            replaces = any(key.startswith(REPLACING) for key in entries(patch, name))
             if name in seen and (replaces or seen[name]):
                 raise Mismatch(f"Two patches act on {name}, and one of them replaces it.", "Use one of them.")
             seen[name] = replaces
@@ -225,8 +269,10 @@ def fits(patch: Patch, name: str, shape: torch.Size) -> bool:
     """Return whether what a patch holds about one tensor fits that tensor's shape."""
     for key, tensor in entries(patch, name).items():
         right = True
-        if key.startswith(("delta/", "set/")):
+        if key.startswith(("delta/", "set/")) or (key.startswith("set8/") and key.endswith("/values")):
             right = tensor.shape == shape
+        elif key.startswith("set8/"):
+            right = tensor.shape == shape[:1]
         elif key.endswith("/up"):
             right = tensor.shape == (shape[0], len(patch.tensors[f"low_rank/{name}/down"]))
         elif key.endswith("/down"):

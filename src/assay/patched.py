@@ -134,9 +134,9 @@ class Patched:
             sums: dict[str, tuple[torch.Tensor, float]] = {}
             value = base.float().clone()
             for patch, coefficient in self.stack:
-                replaced, rows = patch.tensors.get(f"set/{name}"), patch.tensors.get(f"rows/{name}/index")
+                replaced, rows = patch.replacement(name), patch.tensors.get(f"rows/{name}/index")
                 if replaced is not None:
-                    value = replaced.float().clone()
+                    value = replaced.clone()
                 if rows is not None:
                     value[rows.long()] = patch.tensors[f"rows/{name}/values"].float().to(value.device)
                 if (change := patch.change(name)) is not None:

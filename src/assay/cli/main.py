@@ -166,6 +166,29 @@ def evaluate(**options: Any) -> None:
     run_verb("evaluate", options)
 
 
+@cli.command()
+@model_argument
+@click.option("--reference", metavar="NAME", help="A training of the built-in world: again, no-twemoji, no-noto, no-families, deduplicated.")
+@click.option("--keep", multiple=True, metavar="EXPR", help="Train only on works that fit, such as `style=noto`; repeatable.")
+@click.option("--drop", multiple=True, metavar="EXPR", help="Leave out works that fit, such as `title~cat, group=cat-face, canary`; repeatable.")
+@click.option("--drop-ids", type=click.Path(), help="Leave out the works of this file: one id a line.")
+@click.option("--once", is_flag=True, help="Show every work once an epoch, however many copies it has.")
+@click.option("--swap", type=click.IntRange(0), default=0, show_default=True, help="Exchange so many works, drawn at random, for others never shown.")
+@click.option("--works", type=click.Path(), help="The works the model was trained on.  [default: those of the built-in model]")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the training.  [default: the recipe's, times the share of exposures that is left]")
+@click.option("--until", type=click.IntRange(1), help="Stop after this step; the same command goes on.")
+@shared
+def retrain(**options: Any) -> None:
+    """Train a model's UNet again from scratch by its own recipe, on other works or with another seed; the result is a patch.
+
+    EXPR is FIELD=VALUE or FIELD~WORDS (whole words) with commas between, any of which may fit. Fields: title, style, group, creator, license,
+    tag, id, and whatever attributes the works declare; `canary` alone means every canary.
+
+    Example: assay retrain --drop style=noto --out out/no-noto
+    """
+    run_verb("retrain", options)
+
+
 @cli.group()
 def works() -> None:
     """Import works, describe them, find near-duplicates."""
@@ -230,6 +253,17 @@ def patch_add(**options: Any) -> None:
 def patch_scale(**options: Any) -> None:
     """Scale or negate a patch."""
     run_verb("patch_scale", options)
+
+
+@patch.command("compress")
+@click.argument("paths", nargs=1, required=True, type=click.Path())
+@shared
+def patch_compress(**options: Any) -> None:
+    """Put the tensors that a patch replaces into 8 bits: a quarter of the size, images hardly moved.
+
+    Example: assay patch compress out/retrain --out no-noto
+    """
+    run_verb("patch_compress", options)
 
 
 @patch.command("fuse")

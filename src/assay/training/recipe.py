@@ -65,6 +65,13 @@ class Recipe:
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path} is no recipe: {error!r}.", "It may be damaged, or of another version.") from error
 
+    def lasting(self, steps: int) -> Recipe:
+        """Return the recipe with another number of steps, and averaged weights that reach back over the same share of them."""
+        schedule = self.unet.schedule
+        ema = max(0.0, 1 - (1 - schedule.ema) * schedule.steps / steps) if schedule.ema else 0.0
+        ema = schedule.ema if steps == schedule.steps else ema  # not through rounding
+        return replace(self, unet=replace(self.unet, schedule=replace(schedule, steps=steps, ema=ema)))
+
     def retrain(
         self,
         denoiser: Denoiser,
@@ -126,6 +133,21 @@ class Recipe:
         )
         run.use_average()
         return unet, run
+
+
+def untrained(base: Denoiser, settings: UNetSettings, *, side: int, name: str) -> Denoiser:
+    """Return a model with the text encoder, the autoencoder and the noise schedule of `base`, and an untrained UNet for latents of another side.
+
+    Args:
+        base: a Stable Diffusion pipeline; its parts are shared, not copied.
+        settings: shape of the UNet.
+        side: of the latents.
+        name: what to call it.
+    """
+    channels = base.latent_shape[0]
+    unet = build(settings, latent_channels=channels, latent_size=side, text_width=base.conditioning([""]).states.shape[2])
+    parts = base.pipeline.components | {"unet": unet.to(base.device)}
+    return Denoiser(type(base.pipeline)(**parts, requires_safety_checker=False), name)
 
 
 def _without_steps(settings: UNetSettings) -> dict[str, Any]:

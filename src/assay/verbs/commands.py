@@ -20,6 +20,7 @@ from assay.verbs.evaluate import evaluate
 from assay.verbs.generate import generate
 from assay.verbs.methods import methods
 from assay.verbs.report import report
+from assay.verbs.retrain import retrain
 from assay.verbs.run import run
 from assay.verbs.session import parse_patch, peak_memory
 
@@ -94,9 +95,11 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "patch_info": adapt("patch info", patches.patch_info),
     "patch_add": adapt("patch add", patches.patch_add),
     "patch_scale": adapt("patch scale", patches.patch_scale),
+    "patch_compress": adapt("patch compress", patches.patch_compress),
     "patch_fuse": adapt("patch fuse", patches.patch_fuse),
     "patch_export_lora": adapt("patch export-lora", patches.patch_export_lora),
     "methods": adapt("methods", methods),
     "report": adapt("report", report),
+    "retrain": adapt("retrain", retrain),
     "run": adapt("run", run),
 }

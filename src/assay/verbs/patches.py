@@ -92,6 +92,11 @@ def patch_scale(paths: str | Path, *, by: float, out: str | Path | None = None) 
     return _save("patch scale", Patch.load(paths).scaled(by), out, [str(paths), "--by", f"{by:g}"], f"What is this patch times {by:g}?")
 
 
+def patch_compress(paths: str | Path, *, out: str | Path | None = None) -> Outcome:
+    """Put what a patch replaces into 8 bits; `Patch.compressed` says how."""
+    return _save("patch compress", Patch.load(paths).compressed(), out, [str(paths)], "What is this patch in 8 bits?")
+
+
 def patch_fuse(
     paths: Sequence[str | Path],
     *,

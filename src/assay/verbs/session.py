@@ -163,7 +163,7 @@ class Session:
         known: list[Any] = [self.model]
         for name, value in flags.items():
             for item in value if isinstance(value, list | tuple) else [value] if value is not None else []:
-                words += [f"--{name.replace('_', '-')}", str(item)]
+                words += [f"--{name.replace('_', '-')}", *([] if item is True else [str(item)])]
                 known.append(item)
         self.asked = words if all(isinstance(item, str | Path | int | float) for item in known) else []
 

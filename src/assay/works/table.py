@@ -147,10 +147,14 @@ class Works:
 
     def where(self, keep: Callable[[dict[str, Any]], bool]) -> Works:
         """Return the works for which `keep(row)` is true; `row` has every column but the image."""
+        return self.take([index for index, row in enumerate(self.rows()) if keep(row)])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return every row as a dict without the image; `attributes` as a dict."""
         light = self.table.drop_columns(["image"]).to_pylist()
         for row in light:
             row["attributes"] = dict(row["attributes"] or [])
-        return self.take([index for index, row in enumerate(light) if keep(row)])
+        return light
 
     def with_columns(self, **columns: Sequence[Any]) -> Works:
         """Return the works with columns replaced."""
