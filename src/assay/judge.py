@@ -39,6 +39,16 @@ class Verdict(NamedTuple):
     """Whether the true class was among the first five: bool, (n,)."""
     probability: np.ndarray
     """Of the true class: float64, (n,); 0 where unknown."""
+    named: np.ndarray
+    """The class that came first: object, (n,); None where nothing could be named."""
+    confidence: np.ndarray
+    """Its probability: float64, (n,)."""
+
+    @classmethod
+    def nothing(cls, count: int) -> Verdict:
+        """Return the verdict of a judge that names nothing."""
+        none, no = np.zeros(count, bool), np.zeros(count)
+        return cls(none, none.copy(), none.copy(), no, np.full(count, None, object), no.copy())
 
     def accuracy(self) -> float | None:
         """Return the share of right answers among images whose class is known; None if there are none."""
@@ -150,7 +160,9 @@ def verdict(probabilities: np.ndarray, classes: Sequence[str], truth: Sequence[s
     index = np.array([place.get(name or "", 0) for name in truth], np.int64)
     own = probabilities[np.arange(len(truth)), index] if len(truth) else np.zeros(0)
     rank = (probabilities >= own[:, None]).sum(1)
-    return Verdict(known, known & (rank <= 1), known & (rank <= 5), np.where(known, own, 0.0))
+    first = probabilities.argmax(1) if len(truth) else np.zeros(0, np.int64)
+    named, confidence = np.array(classes, object)[first], probabilities[np.arange(len(truth)), first]
+    return Verdict(known, known & (rank <= 1), known & (rank <= 5), np.where(known, own, 0.0), named, confidence)
 
 
 def make_folds(titles: Sequence[str | None], styles: Sequence[str | None], seed: int) -> dict[tuple[str, str], int]:
@@ -210,7 +222,7 @@ class CrossJudge:
         """Judge images by what each was meant to show: head -> verdict. The scores of real works are the reference that ratios are taken to."""
         truth = {"title": list(titles), "group": [self.group_of.get(title or "") for title in titles], "style": list(styles)}
         asked = np.array([self.asked(*pair) for pair in zip(titles, styles, strict=True)], np.int64)
-        found = {head: Verdict(*(np.zeros(len(asked), kind) for kind in (bool, bool, bool, np.float64))) for head in HEADS}
+        found = {head: Verdict.nothing(len(asked)) for head in HEADS}
         for index, judge in enumerate(self.judges):
             rows = np.flatnonzero(asked == index)
             probabilities = judge.probabilities(images[torch.from_numpy(rows)]) if len(rows) else {}

@@ -106,7 +106,7 @@ class CentroidJudge:
     def _name(self, head: str, rows: np.ndarray, truth: list[str | None], pairs: list[Pair]) -> Verdict:
         classes = self.classes[head]
         if not classes:
-            return Verdict(*(np.zeros(len(rows), kind) for kind in (bool, bool, bool, np.float64)))
+            return Verdict.nothing(len(rows))
         place = {name: index for index, name in enumerate(classes)}
         sums, counts = self.sums[head], self.counts[head]
         means = sums / counts[:, None]
@@ -122,7 +122,8 @@ class CentroidJudge:
                 known[index] &= left > 0 or name != truth[index]
         likelihood = np.exp((distances.min(1, keepdims=True) - distances) / rows.shape[1])
         found = verdict(likelihood / likelihood.sum(1, keepdims=True), classes, truth)
-        return Verdict(found.known & known, found.right & known, found.among_five & known, np.where(known, found.probability, 0.0))
+        judged = {"known": found.known & known, "right": found.right & known, "among_five": found.among_five & known}
+        return found._replace(**judged, probability=np.where(known, found.probability, 0.0))
 
 
 def _classes(labels: Sequence[str | None]) -> list[str]:
