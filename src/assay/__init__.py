@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from assay.patched import Patched, export_lora, fuse
     from assay.record import Dossier, Metric, Record
     from assay.verbs.audit import audit
+    from assay.verbs.bench import bench
     from assay.verbs.erase import erase
     from assay.verbs.evaluate import evaluate
     from assay.verbs.generate import generate
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "audit": "assay.verbs.audit",
+    "bench": "assay.verbs.bench",
     "builtin_works": "assay.verbs.session",
     "erase": "assay.verbs.erase",
     "evaluate": "assay.verbs.evaluate",
@@ -69,6 +71,7 @@ __all__ = [
     "Record",
     "Works",
     "audit",
+    "bench",
     "builtin_works",
     "erase",
     "evaluate",

@@ -165,7 +165,7 @@ def _by_family(works: Works, families: Mapping[str, str], real: Said) -> Table:
 
 def _findings(metrics: Sequence[Metric], agreements: Sequence[Metric]) -> list[str]:
     said = [
-        f"{metric.judge} names the {metric.name.split('.')[1]} of {metric.value:.0%} of {metric.n} real works it never saw, chance {metric.chance:.1%}."
+        f"{metric.judge} names the {metric.name.split('.')[1]} of {metric.value:.0%} of {metric.n} works it never saw (chance {metric.chance:.1%})."
         for metric in metrics
         if not metric.name.endswith("drawn") and metric.value is not None
     ]

@@ -189,6 +189,20 @@ def retrain(**options: Any) -> None:
     run_verb("retrain", options)
 
 
+@cli.command()
+@click.argument("subject", type=click.Choice(["world"]), default="world")
+@click.option("--results", type=click.Path(), default="benchmarks", show_default=True, help="Folder of stored results.")
+@click.option("--chapter", multiple=True, metavar="NAME", help="Only this chapter: judges, digits, duplicates, emoji32; repeatable.")
+@click.option("--retrain", is_flag=True, help="Train and measure anew first: hours on two cores; goes on where it was.")
+@shared
+def bench(**options: Any) -> None:
+    """Put what was measured side by side, as one report, from stored results or anew.
+
+    Example: assay bench world --out out/world
+    """
+    run_verb("bench", options)
+
+
 @cli.group()
 def works() -> None:
     """Import works, describe them, find near-duplicates."""

@@ -15,6 +15,7 @@ from assay.patch import Patch
 from assay.record import Record, versions
 from assay.verbs import patches, works
 from assay.verbs.audit import audit
+from assay.verbs.bench import bench
 from assay.verbs.erase import erase
 from assay.verbs.evaluate import evaluate
 from assay.verbs.generate import generate
@@ -89,6 +90,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "erase": adapt("erase", erase),
     "audit": adapt("audit", audit),
     "evaluate": adapt("evaluate", evaluate),
+    "bench": adapt("bench", bench),
     "works_import": adapt("works import", works.works_import),
     "works_info": adapt("works info", works.works_info),
     "works_duplicates": adapt("works duplicates", works.works_duplicates),

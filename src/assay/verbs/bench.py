@@ -1,0 +1,92 @@
+"""`bench`: what was measured of the built-in world, or of methods side by side, as one report; made from stored results, or measured anew."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from assay.benches import world
+from assay.errors import Misconfigured, Missing
+from assay.jobs.folder import OutFolder
+from assay.jobs.outcome import Outcome
+from assay.record import Dossier, Entry, Record, sha256_file, versions
+from assay.reports.render import write_report
+from assay.verbs.session import Silent
+
+SUBJECTS = ("world",)
+
+
+def bench(
+    subject: str = "world",
+    *,
+    results: str | Path = "benchmarks",
+    chapter: Sequence[str] = (),
+    retrain: bool = False,
+    out: str | Path | None = None,
+    display: Any = None,
+) -> Outcome:
+    """Write `report.html`, `dossier.json` and one record a chapter.
+
+    Args:
+        subject: what to put side by side: `world`.
+        results: folder of the stored results, with the scripts that wrote them.
+        chapter: only these; all by default.
+        retrain: run the scripts first; they keep what they have in `out`/kept and go on from there when killed.
+        out: folder to write to.
+        display: shows progress.
+
+    Returns:
+        The outcome; `outcome.files["report"]` is the page.
+
+    Raises:
+        Misconfigured: there is no such subject or chapter.
+        Missing: there is no folder of results, or a script of it failed.
+    """
+    display, started = display or Silent(), time.monotonic()
+    if subject not in SUBJECTS:
+        raise Misconfigured(f"There is no bench `{subject}`.", f"There is {', '.join(SUBJECTS)}.")
+    results, names = Path(results), list(chapter) or list(world.QUESTIONS)
+    if unknown := [name for name in names if name not in world.QUESTIONS]:
+        raise Misconfigured(f"The bench has no chapter `{unknown[0]}`.", f"It has {', '.join(world.QUESTIONS)}.")
+    if not results.is_dir():
+        raise Missing(f"There are no results at {results}.", "Give the folder `benchmarks` of a checkout with `--results`.")
+    out = Path(out or f"out/bench-{subject}")
+    if retrain:
+        for name in names:
+            display.say(f"measuring {name}")
+            script, *words = world.scripts(out.with_name(f"{out.name}-kept").absolute())[name]
+            if subprocess.run([sys.executable, str(results / script), *words], stdout=sys.stderr, check=False).returncode:
+                raise Missing(f"{results / script} did not end well, so {name} has no new results.", "See what it printed; it goes on where it was.")
+    stored = {name: sha256_file(file) for name in names if (file := results / f"{name}.json").exists()}
+    folder = OutFolder(out, {"command": "bench", "subject": subject, "chapters": names, "results": stored})
+    entries, records = [], []
+    for place, name in enumerate(names):
+        record = world.chapter(name, results, folder / name)
+        record.save(folder / name)
+        records.append(record)
+        entries.append(Entry(stage=name, record=f"{name}/record.json", sha256=sha256_file(folder / name / "record.json")))
+        display("chapters", place + 1, len(names))
+    Dossier(title="What is true in the built-in world", complete=True, stages=names, entries=entries).save(folder.path)
+    write_report(folder.path)
+    whole = Record(
+        command="bench",
+        question="What is true in the built-in world?",
+        method=subject,
+        again=["bench", subject, "--results", str(results), *(word for name in chapter for word in ("--chapter", name))],
+        metrics=[
+            metric.model_copy(update={"name": f"{name}.{metric.name}"})
+            for name, record in zip(names, records, strict=True)
+            for metric in record.metrics
+        ],
+        findings=[f"{name}: {record.findings[0]}" for name, record in zip(names, records, strict=True) if record.findings],
+        digests=stored,
+        seconds=round(time.monotonic() - started, 2),
+        versions=versions(),
+    )
+    whole.save(folder.path)
+    files = {"record": str(folder / "record.json"), "dossier": str(folder / "dossier.json"), "report": str(folder / "report.html")}
+    return Outcome("bench", folder.path, whole, files)

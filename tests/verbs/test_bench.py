@@ -1,0 +1,68 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import assay
+from assay.benches import world
+from assay.errors import BadInput, Misconfigured, Mismatch, Missing
+from assay.record import Dossier, Record
+
+RESULTS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_the_report_is_made_of_what_is_stored(tmp_path):
+    """Every chapter whose result is in benchmarks/ is rebuilt with the figures of its file; the others say that they are still to be measured."""
+    outcome = assay.bench("world", results=RESULTS, out=tmp_path / "out")
+    dossier = Dossier.load(tmp_path / "out")
+    assert [entry.stage for entry in dossier.entries] == list(world.QUESTIONS)
+    for entry in dossier.entries:
+        record = Record.load(tmp_path / "out" / entry.record)
+        assert record.shows_not
+        if (RESULTS / f"{entry.stage}.json").exists():
+            assert record.metrics
+        else:
+            assert "has not been measured" in record.findings[0]
+    stored = json.loads((RESULTS / "judges.json").read_text())
+    assert Record.load(tmp_path / "out/judges").metric("cross-judge.style").value == next(
+        metric["value"] for metric in stored["metrics"] if metric["name"] == "cross-judge.style"
+    )
+    page = Path(outcome.files["report"]).read_text()
+    assert world.QUESTIONS["judges"] in page
+
+
+def test_chapters_of_figures_name_them(tmp_path):
+    """A file with one attack and one attribution becomes a chapter with those figures and no other."""
+    rate = {"value": 0.25, "low": 0.2, "high": 0.3, "chance": 0.001}
+    rates = {"auc": rate, "tpr_at_1%": rate, "tpr_at_0.1%": rate}
+    half = {"models": 4, "seed_to_seed": rate, "ceiling": rate, "datamodel": rate}
+    figures = {
+        "drawing": {"judged_as_asked": {"real": rate | {"n": 10}}},
+        "membership": {"models": 8, "attacks": {"loss": rates, "likelihood ratio": rates}},
+        "attribution": {"all models": half, "models that did not see the query": half},
+    }
+    (tmp_path / "digits.json").write_text(json.dumps(figures))
+    assay.bench("world", results=tmp_path, chapter=["digits"], out=tmp_path / "out")
+    record = Record.load(tmp_path / "out/digits")
+    assert record.metric("membership.likelihood_ratio.auc").value == 0.25
+    assert record.metric("attribution.unseen.datamodel").n == 4
+    (tmp_path / "digits.json").write_text(json.dumps({"drawing": {}}))
+    with pytest.raises(BadInput, match="cannot be read"):
+        assay.bench("world", results=tmp_path, chapter=["digits"], out=tmp_path / "other")
+
+
+def test_what_is_asked_is_checked_before_anything_is_written(tmp_path):
+    for given, error in (({"subject": "moon"}, Misconfigured), ({"chapter": ["moon"]}, Misconfigured), ({"results": tmp_path / "none"}, Missing)):
+        with pytest.raises(error):
+            assay.bench(**({"results": RESULTS, "out": tmp_path / "out"} | given))
+        assert not (tmp_path / "out").exists()
+
+
+def test_new_results_take_a_new_folder(tmp_path):
+    shutil.copy(RESULTS / "judges.json", tmp_path)
+    assay.bench("world", results=tmp_path, chapter=["judges"], out=tmp_path / "out")
+    assay.bench("world", results=tmp_path, chapter=["judges"], out=tmp_path / "out")
+    (tmp_path / "judges.json").write_text((tmp_path / "judges.json").read_text() + "\n")
+    with pytest.raises(Mismatch):
+        assay.bench("world", results=tmp_path, chapter=["judges"], out=tmp_path / "out")
