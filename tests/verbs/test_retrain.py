@@ -209,7 +209,7 @@ def test_a_list_of_ids_that_names_nothing_is_refused(tmp_path):
 
 def test_a_dry_run_says_the_plan_and_writes_nothing(world, tmp_path):
     outcome = retrain(world, tmp_path / "out", drop="style=outline", dry_run=True)
-    assert "4 steps of 4" in outcome.extra["lines"][0]
+    assert "4 steps of 4 for 11" in outcome.extra["lines"][0]
     assert outcome.extra["plan"]["passes"] == 4 * 4 + 2 * 20 * 2 * 8  # training, and 8 prompts on two models with guidance
     assert not (tmp_path / "out").exists()
 
