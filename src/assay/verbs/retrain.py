@@ -208,7 +208,8 @@ class Plan:
         """The plan in a sentence."""
         return (
             f"UNet trained anew {self.selection}: {len(shown(self.works))} works for {len(shown(self.before))}, "
-            f"{self.exposures[1]} exposures an epoch for {self.exposures[0]}, {self.end} steps of {self.recipe.unet.schedule.batch} for {self.base.steps_done}."
+            f"{self.exposures[1]} exposures an epoch for {self.exposures[0]}, "
+            f"{self.end} steps of {self.recipe.unet.schedule.batch} for {self.base.steps_done}."
         )
 
     def patch(self, denoiser: Denoiser, unet: torch.nn.Module, name: str) -> Patch:
