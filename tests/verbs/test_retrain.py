@@ -89,15 +89,6 @@ def test_the_record_says_what_was_shown(world, tmp_path):
     assert (tmp_path / record.pictures[0].file).exists()
 
 
-def test_the_average_reaches_back_over_the_same_share_of_the_steps():
-    # 1 / (1 - 0.9) = 10 of 20 steps; of 100 steps that is 50, and 1 - 1 / 50 = 0.98.
-    recipe = Recipe(0, replace(UNET, schedule=replace(UNET.schedule, steps=20)), "", 20)
-    assert recipe.lasting(100).unet.schedule.ema == pytest.approx(0.98)
-    assert recipe.lasting(20) == recipe
-    assert recipe.lasting(1).unet.schedule.ema == 0  # shorter than the average: no average
-    assert replace(recipe, unet=replace(recipe.unet, schedule=replace(recipe.unet.schedule, ema=0.0))).lasting(100).unet.schedule.ema == 0
-
-
 def test_a_training_in_two_sittings_ends_with_the_same_bytes(world, tmp_path):
     whole = retrain(world, tmp_path / "whole", keep="style=solid", steps=6)
     first = retrain(world, tmp_path / "parts", keep="style=solid", steps=6, until=2)
