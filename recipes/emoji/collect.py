@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resvg_py
 
 from assay.errors import Missing
 from assay.works import Works
@@ -97,6 +96,8 @@ def in_core(title: str, group: str, subgroup: str) -> bool:
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield every work: each title without skin tones in each style, and the person roles of OpenMoji with skin tones for fairness."""
+    import resvg_py  # needed to draw, not to train what comes after
+
     entries = json.loads((folder / "openmoji/package/data/openmoji.json").read_text())
     seen: set[str] = set()
     for entry in entries:

@@ -89,15 +89,6 @@ def test_the_record_says_what_was_shown(world, tmp_path):
     assert (tmp_path / record.pictures[0].file).exists()
 
 
-def test_the_average_reaches_back_over_the_same_share_of_the_steps():
-    # 1 / (1 - 0.9) = 10 of 20 steps; of 100 steps that is 50, and 1 - 1 / 50 = 0.98.
-    recipe = Recipe(0, replace(UNET, schedule=replace(UNET.schedule, steps=20)), "", 20)
-    assert recipe.lasting(100).unet.schedule.ema == pytest.approx(0.98)
-    assert recipe.lasting(20) == recipe
-    assert recipe.lasting(1).unet.schedule.ema == 0  # shorter than the average: no average
-    assert replace(recipe, unet=replace(recipe.unet, schedule=replace(recipe.unet.schedule, ema=0.0))).lasting(100).unet.schedule.ema == 0
-
-
 def test_a_training_in_two_sittings_ends_with_the_same_bytes(world, tmp_path):
     whole = retrain(world, tmp_path / "whole", keep="style=solid", steps=6)
     first = retrain(world, tmp_path / "parts", keep="style=solid", steps=6, until=2)
@@ -209,7 +200,7 @@ def test_a_list_of_ids_that_names_nothing_is_refused(tmp_path):
 
 def test_a_dry_run_says_the_plan_and_writes_nothing(world, tmp_path):
     outcome = retrain(world, tmp_path / "out", drop="style=outline", dry_run=True)
-    assert "4 steps of 4" in outcome.extra["lines"][0]
+    assert "4 steps of 4 for 11" in outcome.extra["lines"][0]
     assert outcome.extra["plan"]["passes"] == 4 * 4 + 2 * 20 * 2 * 8  # training, and 8 prompts on two models with guidance
     assert not (tmp_path / "out").exists()
 

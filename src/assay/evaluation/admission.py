@@ -83,5 +83,5 @@ def admit(
         shares = [right / n for right, n in counts]
         fall = counts[0][0] * counts[1][1] - counts[1][0] * counts[0][1]  # whole numbers, so that a fall of exactly the least is admitted
         admitted = fall >= least * counts[0][1] * counts[1][1] - 1e-9
-        rows.append(Admission(family, *shares, shares[0] - shares[1], interval, (counts[0][1], counts[1][1]), admitted))
+        rows.append(Admission(family, shares[0], shares[1], shares[0] - shares[1], interval, (counts[0][1], counts[1][1]), admitted))
     return sorted(rows, key=lambda row: (-row.fall, row.family))

@@ -146,7 +146,8 @@ def untrained(base: Denoiser, settings: UNetSettings, *, side: int, name: str) -
     """
     channels = base.latent_shape[0]
     unet = build(settings, latent_channels=channels, latent_size=side, text_width=base.conditioning([""]).states.shape[2])
-    parts = base.pipeline.components | {"unet": unet.to(base.device)}
+    torch.nn.Module.to(unet, base.device)
+    parts = base.pipeline.components | {"unet": unet}
     return Denoiser(type(base.pipeline)(**parts, requires_safety_checker=False), name)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from assay.jobs.outcome import Outcome
 from assay.noise import derive
 from assay.patch import Manifest, Patch, plain
 from assay.patched import Patched
-from assay.record import Curve, Metric, Picture, Table, digest_of, write_atomically
+from assay.record import Curve, Metric, Picture, Record, Table, digest_of, write_atomically
 from assay.reports.pictures import grid, save_picture
 from assay.training import world
 from assay.training.loop import Run
@@ -91,88 +91,139 @@ def retrain(
         Mismatch: the works are not those of the recipe and no number of steps is given, or the recipe is of another shape than the model.
     """
     session = Session("retrain", model, out or f"out/retrain{f'-{reference}' if reference else ''}", seed, device, display=display or Silent())
-    known = recipe or _recipe_of(session)
+    base = recipe or _recipe_of(session)
     table = works if isinstance(works, Works) else Works.read(works) if works is not None else builtin_works(None) if session.built_in else None
     if table is None:
         raise Misconfigured(f"It is not known which works {session.model} was trained on.", "Give them with `--works`.")
     keep, drop = ((texts,) if isinstance(texts, str) else tuple(texts) for texts in (keep, drop))
     ids = read_ids(drop_ids, shown(table)) if isinstance(drop_ids, str | Path) else set(drop_ids or ())
-    selection, own = Selection(keep, drop, tuple(sorted(ids)), once, swap), 0
+    selection, own_seed = Selection(keep, drop, tuple(sorted(ids)), once, swap), 0
     if reference is not None:
         if selection != Selection():
             raise Misconfigured(f"`{reference}` says by itself which works it is shown.", "Leave out the other conditions, or `--reference`.")
-        selection, own = world.reference(reference).selection, world.reference(reference).seed
-    training_seed = derive(known.seed, "retrain", own, seed)
-    chosen = select(table, selection, training_seed)
-    exposures = [sum(shown(rows).column("copies")) for rows in (table, chosen)]
-    if steps is None and table.digest != known.works:
+        selection, own_seed = world.reference(reference).selection, world.reference(reference).seed
+    if steps is None and table.digest != base.works:
         raise Mismatch("These are not the works that the model was trained on.", "Give those with `--works`, or the number of steps with `--steps`.")
-    share = exposures[1] / exposures[0]
-    matched = known.lasting(steps or max(1, round(known.unet.schedule.steps * share)))
-    # Of a base that was left off early, the reference is left off as early.
-    end = steps or max(1, round(matched.unet.schedule.steps * known.steps_done / known.unet.schedule.steps))
-    stop = min(end, until or end)
-    precision = native(device) if known.unet.precision == "bf16" else "fp32"
-    matched = replace(matched, unet=replace(matched.unet, precision=precision))
-    summary = (
-        f"UNet trained anew {selection}: {len(shown(chosen))} of {len(shown(table))} works, {exposures[1]} of {exposures[0]} exposures an epoch, "
-        f"{end} steps of {matched.unet.schedule.batch}; the base took {known.steps_done}."
-    )
+    plan = Plan.make(base, table, selection, derive(base.seed, "retrain", own_seed, seed), steps, device)
+    stop = min(plan.end, until or plan.end)
     if dry_run:
-        return _rehearse(session, matched, len(shown(chosen)), stop, summary)
-    _refuse_other_shape(matched, session.denoiser)
+        return _rehearse(session, plan, stop)
+    _refuse_other_shape(plan.recipe, session.denoiser)
     session.ask(reference=reference, keep=keep, drop=drop, drop_ids=drop_ids, once=once or None, swap=swap or None, works=works, steps=steps)
     if recipe is not None or not isinstance(drop_ids, str | Path | None):
-        session.asked = []
-    plan = {"selection": asdict(selection), "works": chosen.digest, "recipe": digest_of(asdict(matched)), "end": end, "training_seed": training_seed}
-    folder = session.folder(session.plan(**plan))
+        session.asked = []  # these have no name on the command line
+    about = {
+        "selection": asdict(selection),
+        "works": plan.works.digest,
+        "recipe": digest_of(asdict(plan.recipe)),
+        "end": plan.end,
+        "draws": plan.seed,
+    }
+    folder = session.folder(session.plan(**about))
     if previous := session.finished(folder):
         return previous
-    unet, run = matched.retrain(
-        session.denoiser, chosen, seed=training_seed, until=stop, folder=folder / "training", progress=session.bar("training")
+    unet, run = plan.recipe.retrain(
+        session.denoiser, plan.works, seed=plan.seed, until=stop, folder=folder / "training", progress=session.bar("training")
     )
-    if run.step < end:
-        lines = [f"{run.step} of {end} steps are done; without `--until`, or with a larger one, the same command goes on."]
+    if run.step < plan.end:
+        lines = [f"{run.step} of {plan.end} steps are done; without `--until`, or with a larger one, the same command goes on."]
         return Outcome("retrain", folder.path, None, extra={"lines": lines})
-    made = _patch(session.denoiser, unet, shown(chosen), selection, reference, asdict(matched.unet) | {"seed": training_seed})
+    made = plan.patch(session.denoiser, unet, f" ({reference})" if reference else "")
     made.save(folder / "patch.safetensors")
-    changes = differences(table, chosen)
+    changes = differences(table, plan.works)
     write_atomically(folder / "changes.jsonl", "".join(json.dumps(row) + "\n" for row in changes).encode())
     picture = _show(session, made, table, changes, folder.path)
-    session.denoiser.passes = run.step * matched.unet.schedule.batch  # of every sitting; the pictures are no part of the cost
-    gone, come = (sum(row[side] == 0 for row in changes) for side in ("after", "before"))
+    session.denoiser.passes = run.step * plan.recipe.unet.schedule.batch  # of every sitting; the pictures are no part of the cost
+    last = run.losses[-100:]
     record = session.record(
         world.reference(reference).answers if reference else f"What is the model {selection}, all else alike?",
         method="retrained",
         given={"reference": reference, "selection": str(selection), "steps": steps},
-        resolved={**asdict(matched.unet), "schedule": asdict(matched.unet.schedule), "selection": asdict(replace(selection, drop_ids=()))},
-        digests={"patch": made.digest, "works": table.digest, "works shown": shown(chosen).digest},
+        resolved={**asdict(plan.recipe.unet), "selection": asdict(replace(selection, drop_ids=()))},
+        digests={"patch": made.digest, "works": table.digest, "works shown": shown(plan.works).digest},
         metrics=[
-            count("works.shown", len(shown(chosen))),
-            count("works.left_out", gone),
-            count("works.entered", come),
-            count("exposures", exposures[1]),
-            Metric(name="exposures.share", value=share, n=exposures[0]),
+            count("works.shown", len(shown(plan.works))),
+            count("works.left_out", sum(row["after"] == 0 for row in changes)),
+            count("works.entered", sum(row["before"] == 0 for row in changes)),
+            count("exposures", plan.exposures[1]),
+            Metric(name="exposures.share", value=plan.exposures[1] / plan.exposures[0], n=plan.exposures[0]),
             count("steps", run.step),
-            Metric(name="loss.last", value=sum(run.losses[-100:]) / len(run.losses[-100:]), n=len(run.losses[-100:]), better="lower"),
+            Metric(name="loss.last", value=sum(last) / len(last), n=len(last), better="lower"),
             count("patch.bytes", (folder / "patch.safetensors").stat().st_size, "lower"),
         ],
-        findings=[summary],
+        findings=[plan.summary],
         shows_not=[
             "One training with one seed: what differs from the base is to be read beside two trainings that differ in the seed alone.",
             "Text encoder and autoencoder are the base's, and may have been trained on works that were left out here.",
             "The loss is that of the training, on what it was shown; it does not compare between selections.",
+            "Seconds are those of the last sitting, if the training was left off and went on.",
         ],
-        tables=[_by_style(table, chosen)],
+        tables=[_by_style(table, plan.works)],
         curves=[_curve(run)],
         pictures=[picture],
     )
-    record = record.model_copy(update={"seeds": {"seed": seed, "training": training_seed}})
-    record.save(folder.path)
+    record.model_copy(update={"seeds": {"seed": seed, "training": plan.seed}}).save(folder.path)
     shutil.rmtree(folder / "training", ignore_errors=True)
     name = session.model if not isinstance(session.model, Denoiser) else session.model.name
-    outcome = session.outcome(record, next=(f"assay evaluate {name} --patch {folder.path}", f"assay patch compress {folder.path}"))
+    outcome = session.outcome(Record.load(folder.path), next=(f"assay evaluate {name} --patch {folder.path}", f"assay patch compress {folder.path}"))
     return replace(outcome, files=outcome.files | {"changes": str(folder / "changes.jsonl")})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that is to be made."""
+
+    base: Recipe
+    """Of the model."""
+    recipe: Recipe
+    """Of the training: steps, averaging and precision fitted."""
+    before: Works
+    """What the model was trained on."""
+    works: Works
+    """The same table, with the copies and splits of this training."""
+    selection: Selection
+    """How the two differ."""
+    seed: int
+    """Of every draw."""
+    end: int
+    """The last step; less than is scheduled where the base was left off early."""
+
+    @classmethod
+    def make(cls, base: Recipe, table: Works, selection: Selection, seed: int, steps: int | None, device: str) -> Plan:
+        """Select the works and match the steps to what is left of the exposures."""
+        chosen = select(table, selection, seed)
+        before, after = (sum(shown(rows).column("copies")) for rows in (table, chosen))
+        recipe = base.lasting(steps or max(1, round(base.unet.schedule.steps * after / before)))
+        end = steps or max(1, round(recipe.unet.schedule.steps * base.steps_done / base.unet.schedule.steps))
+        precision = native(device) if recipe.unet.precision == "bf16" else recipe.unet.precision
+        return cls(base, replace(recipe, unet=replace(recipe.unet, precision=precision)), table, chosen, selection, seed, end)
+
+    @property
+    def exposures(self) -> tuple[int, int]:
+        """Of the base and of this training, an epoch."""
+        return sum(shown(self.before).column("copies")), sum(shown(self.works).column("copies"))
+
+    @property
+    def summary(self) -> str:
+        """The plan in a sentence."""
+        return (
+            f"UNet trained anew {self.selection}: {len(shown(self.works))} works for {len(shown(self.before))}, "
+            f"{self.exposures[1]} exposures an epoch for {self.exposures[0]}, "
+            f"{self.end} steps of {self.recipe.unet.schedule.batch} for {self.base.steps_done}."
+        )
+
+    def patch(self, denoiser: Denoiser, unet: torch.nn.Module, name: str) -> Patch:
+        """Return what makes the trained UNet of the model's, rounded to fp16."""
+        works = shown(self.works)
+        manifest = Manifest(
+            method="retrained",
+            settings=asdict(self.recipe.unet) | {"seed": self.seed},
+            made_for=f"{denoiser.name} retrained {self.selection}{name}",
+            base={key: tensor_digest(tensor) for key, tensor in denoiser.group("unet").items()},
+            license=" AND ".join(sorted({licence for licence in works.column("license") if licence})),
+            creators=sorted({creator for creator in works.column("creator") if creator}),
+        )
+        return Patch(manifest, {f"set/unet.{key}": plain(tensor.half()) for key, tensor in unet.named_parameters()})
 
 
 def _recipe_of(session: Session) -> Recipe:
@@ -193,23 +244,14 @@ def _refuse_other_shape(recipe: Recipe, denoiser: Denoiser) -> None:
         raise Mismatch(f"The recipe makes another UNet than the one in {denoiser.name}.", "Give the model that the recipe is of.")
 
 
-def _rehearse(session: Session, recipe: Recipe, works: int, steps: int, summary: str) -> Outcome:
-    with autocast(recipe.unet.precision, session.denoiser.device):
-        planned = session.dry_run(4 * 2 * SHOWN * DDIM_STEPS, training_passes=steps * recipe.unet.schedule.batch, images=works + 4 * SHOWN)
-    return replace(planned, extra=planned.extra | {"lines": [summary, *planned.extra["lines"]]})
-
-
-def _patch(denoiser: Denoiser, unet: torch.nn.Module, works: Works, selection: Selection, name: str | None, settings: dict[str, Any]) -> Patch:
-    weights = denoiser.group("unet")
-    manifest = Manifest(
-        method="retrained",
-        settings=settings,
-        made_for=f"{denoiser.name} retrained {selection}" + (f" ({name})" if name else ""),
-        base={key: tensor_digest(tensor) for key, tensor in weights.items()},
-        license=" AND ".join(sorted({licence for licence in works.column("license") if licence})),
-        creators=sorted({creator for creator in works.column("creator") if creator}),
-    )
-    return Patch(manifest, {f"set/unet.{key}": plain(tensor.half()) for key, tensor in unet.named_parameters()})
+def _rehearse(session: Session, plan: Plan, steps: int) -> Outcome:
+    settings = plan.recipe.unet
+    with autocast(settings.precision, session.denoiser.device):
+        pictures = 4 * SHOWN
+        planned = session.dry_run(
+            2 * DDIM_STEPS * pictures, training_passes=steps * settings.schedule.batch, images=len(shown(plan.works)) + pictures
+        )
+    return replace(planned, extra=planned.extra | {"lines": [plan.summary, *planned.extra["lines"]]})
 
 
 def _show(session: Session, made: Patch, table: Works, changes: list[dict[str, Any]], folder: Path) -> Picture:
@@ -242,5 +284,5 @@ def _by_style(before: Works, after: Works) -> Table:
 def _curve(run: Run) -> Curve:
     width = -(-len(run.losses) // POINTS)
     parts = [run.losses[start : start + width] for start in range(0, len(run.losses), width)]
-    points = [(min((place + 1) * width, len(run.losses)), sum(part) / len(part), None, None) for place, part in enumerate(parts)]
+    points: list[Any] = [(min((place + 1) * width, len(run.losses)), sum(part) / len(part), None, None) for place, part in enumerate(parts)]
     return Curve(title="Loss of the training", x_label="step", y_label="weighted squared error", lines={"loss": points})
