@@ -2,8 +2,8 @@
 
     python benchmarks/digits.py [--folder out/digits] [--processes 2]
 
-Trains 128 models on random halves (64 complementary pairs), and 24 of those subsets twice more with other seeds: about 20 minutes on two cores, and
-it goes on where it was. Then: do the models draw digits; can a model's members be told, by the plain loss, by the likelihood ratio, and by the
+Trains 128 models on random halves (64 complementary pairs), and 24 of those subsets once more with another seed: about 10 minutes on two free cores,
+and it goes on where it was. Then: do the models draw digits; can a model's members be told, by the plain loss, by the likelihood ratio, and by the
 ratio's control, which scores every model against another pair's subset; how well do seeds agree, and what do attributions score beside that ceiling.
 Intervals are bootstrapped by pair of models, the works being the same ones.
 """
@@ -31,7 +31,7 @@ from assay.training.pool import Pool
 
 HERE = Path(__file__).parent
 SEED = 20261124
-SUBSETS, REPEATED, REPEATS = 128, 24, 3
+SUBSETS, REPEATED, REPEATS = 128, 24, 2
 DRAWN, EACH = 4, 50
 """Models asked to draw, and images of each digit."""
 DRAWS = 300
