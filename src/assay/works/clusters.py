@@ -21,7 +21,7 @@ def sums(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
     each = size // side
     rows = pixels.reshape(count, side, each, size * 3)
     lines = sum(rows[:, :, row].astype(np.uint32) for row in range(each)).reshape(count, side, side, each, 3)
-    return sum(lines[:, :, :, column] for column in range(each)).reshape(count, -1)
+    return sum(lines[:, :, :, column] for column in range(each)).reshape(count, side * side * 3)
 
 
 def thumbnails(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:

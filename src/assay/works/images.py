@@ -17,7 +17,9 @@ MAX_BYTES = 64 * 2**20
 MAX_SIDE = 16_383
 """The longest side that WebP can store."""
 ONE_AT_A_TIME = Lock()
-"""Held while warnings are caught, which is not safe between threads; decoding itself goes on beside it."""
+"""Held while warnings are caught, which threads would undo for each other."""
+PLAIN = {"JPEG", "PNG", "WEBP"}
+"""Formats that hold no more pixels than their header says, so that they give no warning later and are decoded side by side."""
 
 
 def decode(data: bytes, *, name: str = "the image") -> Image.Image:
@@ -36,10 +38,12 @@ def decode(data: bytes, *, name: str = "the image") -> Image.Image:
         with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise BadInput(f"{name} is {image.width}x{image.height}; at most {MAX_PIXELS / 10**6:g} megapixels are read.", "Resize it.")
-        if image.format == "EPS":
-            raise BadInput(f"{name} is PostScript, a program that is run to be seen.", "Convert it to PNG.")
+            if image.width * image.height > MAX_PIXELS:
+                raise BadInput(f"{name} is {image.width}x{image.height}; at most {MAX_PIXELS / 10**6:g} megapixels are read.", "Resize it.")
+            if image.format == "EPS":
+                raise BadInput(f"{name} is PostScript, a program that is run to be seen.", "Convert it to PNG.")
+            if image.format not in PLAIN:
+                image.load()
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image, name)

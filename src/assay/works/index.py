@@ -8,7 +8,7 @@ Every file is whole or absent: what was killed goes on after the last shard, wit
 from __future__ import annotations
 
 import io
-import os
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ from assay.errors import BadInput
 from assay.record import write_atomically
 from assay.works.clusters import SIDE, means, sums
 from assay.works.images import decode, fit
-from assay.works.neighbours import near
+from assay.works.neighbours import CORES, near
 
 EACH = 4
 """Pixels a side that one value of a thumbnail is the sum of; pictures are cut and scaled to SIDE * EACH."""
@@ -93,15 +93,20 @@ class Index:
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """Return thumbnails: float32, (rows, 768)."""
-        rows = np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows
         starts = np.cumsum([0, *map(len, self.shards)])
-        taken = np.empty((len(rows), self.shape[1]), np.uint16)
-        order = np.argsort(rows, kind="stable")
-        bounds = np.searchsorted(rows[order], starts)
-        for shard, start, low, high in zip(self.shards, starts, bounds, bounds[1:], strict=False):
-            places = order[low:high]
-            taken[places] = shard[rows[places] - start]
-        self.touched += len(rows) * 2**13  # neighbouring pages of a file come with the one that is read
+        if isinstance(rows, slice):
+            first, stop, _ = rows.indices(self.shape[0])
+            spans = zip(self.shards, starts.tolist(), strict=False)
+            parts = [shard[max(first - start, 0) : stop - start] for shard, start in spans if start < stop and first < start + len(shard)]
+            taken = np.concatenate([np.zeros((0, self.shape[1]), np.uint16), *parts])
+        else:
+            taken = np.empty((len(rows), self.shape[1]), np.uint16)
+            order = np.argsort(rows, kind="stable")
+            bounds = np.searchsorted(rows[order], starts)
+            for shard, start, low, high in zip(self.shards, starts, bounds, bounds[1:], strict=False):
+                places = order[low:high]
+                taken[places] = shard[rows[places] - start]
+        self.touched += len(taken) * 2**13  # neighbouring pages of a file come with the one that is read
         if self.touched > MAPPED:
             self.release()
         return means(taken, EACH)
@@ -171,8 +176,8 @@ class Index:
             pairs, squares = np.concatenate([pairs, added]), np.concatenate([squares, apart])
             order = np.lexsort((pairs[:, 1], pairs[:, 0]))
             pairs, squares = pairs[order], squares[order]
-            said = {"threshold": repr(threshold), "works": str(len(ids)), "ids": sha256(ids).hexdigest()}
-            write_atomically(self.folder / "pairs.safetensors", save({"pairs": pairs.astype(np.int32), "squares": squares}, said))
+            found = json.dumps([threshold, len(ids), sha256(ids).hexdigest()])  # one key: several would be written in any order
+            write_atomically(self.folder / "pairs.safetensors", save({"pairs": pairs.astype(np.int32), "squares": squares}, {"found": found}))
         self.release()
         return pairs, np.sqrt(squares / self.shape[1])
 
@@ -180,9 +185,8 @@ class Index:
         """Return among how many first works pairs are known, and those; none if they were found otherwise or cannot be read."""
         try:
             with safe_open(self.folder / "pairs.safetensors", "np") as file:
-                said = file.metadata()
-                known = int(said["works"])
-                if (said["threshold"], said["ids"]) == (repr(threshold), sha256(ids[:known]).hexdigest()):
+                below, known, digest = json.loads(file.metadata()["found"])
+                if below == threshold and digest == sha256(ids[:known]).hexdigest():
                     return known, file.get_tensor("pairs").astype(np.int64), file.get_tensor("squares")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             pass
@@ -195,14 +199,13 @@ def thumbnails(pictures: Iterable[bytes], names: Iterable[str]) -> Iterator[np.n
     Raises:
         BadInput: a picture cannot be decoded.
     """
-    cores = min(8, os.cpu_count() or 1)
     source, ahead = zip(pictures, names, strict=False), deque()
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(CORES) as pool:
         try:
             while (chunk := list(islice(source, CHUNK))) or ahead:
                 if chunk:
                     ahead.append(pool.submit(shrunk, chunk))
-                if len(ahead) > 2 * cores or not chunk:
+                if len(ahead) > 2 * CORES or not chunk:
                     yield ahead.popleft().result()
         finally:
             for waiting in ahead:

@@ -8,7 +8,9 @@ apart are skipped, and the rest are compared by matrix products. The second stag
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +21,7 @@ LEAF = 512
 SAMPLE = 4096
 ROWS = 4096
 COLUMNS = 2048
+CORES = min(8, os.cpu_count() or 1)
 
 
 class Points(Protocol):
@@ -110,12 +113,16 @@ def encode(points: Points, centre: np.ndarray, directions: np.ndarray) -> np.nda
     """Return coordinates along the directions and the length of the rest: float32, (n, k + 1)."""
     count = points.shape[0]
     codes = np.empty((count, directions.shape[1] + 1), np.float32)
-    for start in range(0, count, ROWS):
+
+    def some(start: int) -> None:
         rows = points[slice(start, start + ROWS)].astype(np.float64) - centre
         along = rows @ directions
         rest = np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", along, along)
         codes[start : start + ROWS, :-1] = along
         codes[start : start + ROWS, -1] = np.sqrt(rest.clip(0))
+
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(some, range(0, count, ROWS)))
     return codes
 
 
