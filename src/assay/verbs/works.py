@@ -27,7 +27,7 @@ def works_import(
     out: str | Path | None = None,
     display: Any = None,
 ) -> Outcome:
-    """Import works from a folder with captions, JSONL, CSV or Parquet into `out`, setting aside what cannot be used.
+    """Import works from a folder with captions, JSONL, CSV, Parquet or a saved Hugging Face dataset into `out`, setting aside what cannot be used.
 
     Args:
         source: the folder or file.

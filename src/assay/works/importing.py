@@ -57,7 +57,7 @@ def import_works(
     Args:
         source: a folder of images with sidecars NAME.txt (a caption a line) or NAME.json; a folder with `metadata.jsonl`, `.csv` or `.parquet`
             (`file_name`, and `text`, `caption` or `captions`; pictures it does not name are left out); a JSONL, CSV or Parquet file; a folder
-            of Parquet files.
+            of Parquet files; a dataset or dict of datasets written by `save_to_disk` of Hugging Face `datasets`.
         out: folder for the shards and for `quarantine.jsonl`, rows {"name", "reason"}.
         license: for works that state none. A licence is required evidence: a work without one of either kind is quarantined.
         creator: for works that state none.
