@@ -18,7 +18,9 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -36,7 +38,7 @@ SHARD, COPIES = 20_000, 400
 SIZES, ANGLES = (24, 32, 40, 48, 56, 64), (0, 25, -25)
 THRESHOLD = 0.05
 RIVALS = ("PHash", "DHash", "AHash", "WHash", "cleanvision")
-LIMIT_SECONDS, LIMIT_BYTES = 400, 6 * 2**30
+LIMIT_SECONDS, LIMIT_BYTES = 300, 6 * 2**30
 
 
 def jpeg(quality: int):
@@ -144,12 +146,12 @@ def make_all(folder: Path, count: int, first: int = 0) -> np.ndarray:
 
 def ours(works: Path, index: Path, out: Path) -> dict[str, Any]:
     """Find near-duplicates with the command's Python twin, and say how long each of its stages took."""
-    import assay
+    from assay.verbs.works import works_duplicates
 
     times: dict[str, list[float]] = {}
     started = time.monotonic()
     display = type("Clock", (), {"__call__": lambda _, stage, *__: times.setdefault(stage, []).append(time.monotonic()), "say": lambda *_: None})()
-    record = assay.works_duplicates(works, threshold=THRESHOLD, index=index, out=out, display=display).record
+    record = works_duplicates(works, threshold=THRESHOLD, index=index, out=out, display=display).record
     ended = time.monotonic()
     read, compared = times.get("reading works", [started]), times["comparing works"]
     stages = {
@@ -163,12 +165,14 @@ def ours(works: Path, index: Path, out: Path) -> dict[str, Any]:
 
 def ours_from_files(files: Path, index: Path) -> dict[str, Any]:
     """Find near-duplicates among picture files."""
+    import pyarrow as pa
+
     from assay.works.index import Index
 
     started = time.monotonic()
     paths = sorted(files.iterdir())
     kept = Index(index)
-    kept.add([path.name for path in paths], lambda rows: (paths[row].read_bytes() for row in rows.tolist()))
+    kept.add(pa.chunked_array([[path.name for path in paths]]), lambda rows: (paths[row].read_bytes() for row in rows.tolist()))
     read = time.monotonic()
     pairs, _ = kept.pairs(THRESHOLD)
     return {"seconds": time.monotonic() - started, "reading": read - started, "pairs": pairs.tolist()}
@@ -231,7 +235,8 @@ def stage(words: list[str]) -> None:
     result = {"ours": ours, "files": ours_from_files, "rival": lambda which, files: rival(which, Path(files))}[name](
         *(rest if name == "rival" else map(Path, rest))
     )
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())  # ru_maxrss of itself would be that of whoever started it, if larger
+    peak = max(int(own[1]) if own else 0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     print(json.dumps(result | {"peak_mib": round(peak / 1024)}))
 
 
@@ -281,6 +286,10 @@ def million(folder: Path, count: int) -> dict[str, Any]:
 
     works, index = folder / "works", folder / "index"
     truth = make_all(works, count)
+    for old in (index, folder / "record-whole", folder / "record-more"):
+        shutil.rmtree(old, ignore_errors=True)
+    for path in works.glob("works-5*.parquet"):
+        path.unlink()
     whole = apart(sys.executable, "ours", works, index, folder / "record-whole")
     print(json.dumps(whole)[:600], flush=True)
     table, kept = Works.read(works, images=False), Index(index)
@@ -319,6 +328,7 @@ def beside(folder: Path, count: int, rivals: str | None) -> dict[str, Any]:
             Image.open(io.BytesIO(data)).save(part / f"{row:07}.png", compress_level=1)
         part.rename(files)
     (folder / "truth.json").write_text(json.dumps(truth.tolist()))
+    shutil.rmtree(folder / "index", ignore_errors=True)
     result: dict[str, Any] = {"works": count, "planted": len(truth)}
     for name in ("assay", *(RIVALS if rivals else ())):
         got = apart(sys.executable, "files", files, folder / "index") if name == "assay" else apart(str(rivals), "rival", name, files)

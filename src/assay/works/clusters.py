@@ -5,6 +5,8 @@ Exact: the pairs are those that comparing every two works would give; `neighbour
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -16,12 +18,13 @@ SIDE = 16
 
 
 def sums(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """Add up uint8 images (n, s, s, 3) over blocks: uint32, (n, side * side * 3); `side` must divide s."""
+    """Add up uint8 images (n, s, s, 3) over blocks: the narrowest unsigned integers that hold it, (n, side * side * 3); `side` must divide s."""
     count, size = pixels.shape[:2]
     each = size // side
     rows = pixels.reshape(count, side, each, size * 3)
-    lines = sum(rows[:, :, row].astype(np.uint32) for row in range(each)).reshape(count, side, side, each, 3)
-    return sum(lines[:, :, :, column] for column in range(each)).reshape(count, side * side * 3)
+    kind = np.min_scalar_type(255 * each**2)
+    lines = reduce(np.add, (rows[:, :, row].astype(kind) for row in range(each))).reshape(count, side, side, each, 3)
+    return reduce(np.add, (lines[:, :, :, column] for column in range(each))).reshape(count, side * side * 3)
 
 
 def thumbnails(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:

@@ -22,9 +22,9 @@ from assay.errors import BadInput, Misconfigured
 from assay.works.fields import attributes, pick, picture, text, texts, whole
 from assay.works.images import MAX_SIDE, decode, encode, fit, identity
 from assay.works.sources import Candidate, candidates
-from assay.works.table import COMPRESSION, SCHEMA, room
+from assay.works.table import COMPRESSION, GROUP_BYTES, GROUP_WORKS, SCHEMA, room
 
-GROUP_WORKS, GROUP_BYTES, SHARD_BYTES = 512, 64 * 2**20, 512 * 2**20
+SHARD_BYTES = 512 * 2**20
 SHOWN = 1000
 
 

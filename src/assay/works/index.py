@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -28,12 +29,15 @@ from assay.works.clusters import SIDE, means, sums
 from assay.works.images import decode, fit
 from assay.works.neighbours import CORES, near
 
+pc: Any = pyarrow.compute  # whose functions are made while it is imported
+MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+
 EACH = 4
 """Pixels a side that one value of a thumbnail is the sum of; pictures are cut and scaled to SIDE * EACH."""
 NAME = 64
 """Bytes of an id: SHA-256 in hexadecimal."""
 SHARD = 16_384
-CHUNK = 256
+CHUNK, CHUNK_BYTES = 64, 2**22
 MAPPED = 2**27
 """Bytes of the files that may stay mapped into memory at a time, roughly."""
 
@@ -115,15 +119,14 @@ class Index:
         """Give back the memory that the files are mapped into; they are read again when needed."""
         self.touched = 0
         for shard in self.shards:
-            mapped = shard.base
-            if hasattr(mapped, "madvise"):
-                mapped.madvise(4)  # MADV_DONTNEED; the constant is missing on some systems
+            if isinstance(shard.base, mmap.mmap) and MADV_DONTNEED is not None:
+                shard.base.madvise(MADV_DONTNEED)
 
-    def add(self, ids: Sequence[str] | pa.ChunkedArray, pictures: Pictures, progress: Progress | None = None) -> np.ndarray:
+    def add(self, ids: pa.ChunkedArray, pictures: Pictures, progress: Progress | None = None) -> np.ndarray:
         """Take in the works whose ids are not yet in the index.
 
         Args:
-            ids: of all works. Works with the same id are the same picture, of which one is read.
+            ids: of all works: strings. Works with the same id are the same picture, of which one is read.
             pictures: yields the encoded pictures of the works at the given places.
             progress: called with pictures read and pictures to read.
 
@@ -134,24 +137,27 @@ class Index:
             BadInput: a picture cannot be decoded, or an id is too long.
             NoRoom: the folder cannot be written.
         """
-        names = pa.chunked_array(ids.chunks if isinstance(ids, pa.ChunkedArray) else [pa.array(ids, pa.string())], pa.string())
-        if (longest := pc.max(pc.binary_length(names)).as_py() or 0) > NAME:
+        if (longest := pc.max(pc.binary_length(ids)).as_py() or 0) > NAME:
             raise BadInput(f"A work has an id of {longest} characters; SHA-256 has {NAME}.", "Import the works with `assay works import`.")
         there = pa.array(self.ids, pa.binary()).cast(pa.string())
-        places = pc.index_in(names, value_set=there).to_numpy(zero_copy_only=False).astype(np.float64)
+        places = pc.index_in(ids, value_set=there).to_numpy(zero_copy_only=False).astype(np.float64)
         absent = np.flatnonzero(np.isnan(places))
-        fresh = names.take(pa.array(absent)).combine_chunks().dictionary_encode()
+        fresh = ids.take(pa.array(absent)).combine_chunks().dictionary_encode()
         codes = np.asarray(fresh.indices, dtype=np.int64)
         firsts = absent[np.unique(codes, return_index=True)[1]]
         places[absent] = self.shape[0] + codes
         keys = fresh.dictionary.cast(pa.binary()).to_numpy(zero_copy_only=False).astype(f"S{NAME}")
-        read = thumbnails(pictures(firsts), map(bytes.decode, keys.tolist()))
+        read, some = thumbnails(pictures(firsts), map(bytes.decode, keys.tolist())), np.zeros((0, self.shape[1]), np.uint16)
         for start in range(0, len(firsts), SHARD):
             shard = np.empty((min(SHARD, len(firsts) - start), self.shape[1]), np.uint16)
-            for at in range(0, len(shard), CHUNK):
-                shard[at : at + CHUNK] = next(read)
+            filled = 0
+            while filled < len(shard):
+                some = some if len(some) else next(read)
+                taken, some = some[: len(shard) - filled], some[len(shard) - filled :]
+                shard[filled : filled + len(taken)] = taken
+                filled += len(taken)
                 if progress:
-                    progress(start + min(at + CHUNK, len(shard)), len(firsts))
+                    progress(start + filled, len(firsts))
             for kind, values in (("thumbnails", shard), ("ids", keys[start : start + len(shard)])):  # ids last: they say that the shard is there
                 buffer = io.BytesIO()
                 np.save(buffer, values, allow_pickle=False)
@@ -176,7 +182,7 @@ class Index:
             pairs, squares = np.concatenate([pairs, added]), np.concatenate([squares, apart])
             order = np.lexsort((pairs[:, 1], pairs[:, 0]))
             pairs, squares = pairs[order], squares[order]
-            found = json.dumps([threshold, len(ids), sha256(ids).hexdigest()])  # one key: several would be written in any order
+            found = json.dumps([threshold, len(ids), sha256(ids.tobytes()).hexdigest()])  # one key: several would be written in any order
             write_atomically(self.folder / "pairs.safetensors", save({"pairs": pairs.astype(np.int32), "squares": squares}, {"found": found}))
         self.release()
         return pairs, np.sqrt(squares / self.shape[1])
@@ -186,7 +192,7 @@ class Index:
         try:
             with safe_open(self.folder / "pairs.safetensors", "np") as file:
                 below, known, digest = json.loads(file.metadata()["found"])
-                if below == threshold and digest == sha256(ids[:known]).hexdigest():
+                if below == threshold and digest == sha256(ids[:known].tobytes()).hexdigest():
                     return known, file.get_tensor("pairs").astype(np.int64), file.get_tensor("squares")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             pass
@@ -194,22 +200,36 @@ class Index:
 
 
 def thumbnails(pictures: Iterable[bytes], names: Iterable[str]) -> Iterator[np.ndarray]:
-    """Decode pictures to thumbnails as sums: uint16, (256, 768) at a time, on every core, a few hundred pictures ahead.
+    """Decode pictures to thumbnails as sums, on every core, a few chunks ahead: uint16, (up to 64, 768) at a time.
 
     Raises:
         BadInput: a picture cannot be decoded.
     """
-    source, ahead = zip(pictures, names, strict=False), deque()
+    ahead: deque[Future[np.ndarray]] = deque()
     with ThreadPoolExecutor(CORES) as pool:
         try:
-            while (chunk := list(islice(source, CHUNK))) or ahead:
-                if chunk:
-                    ahead.append(pool.submit(shrunk, chunk))
-                if len(ahead) > 2 * CORES or not chunk:
+            for chunk in chunks(zip(pictures, names, strict=False)):
+                ahead.append(pool.submit(shrunk, chunk))
+                if len(ahead) > 2 * CORES:
                     yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
         finally:
             for waiting in ahead:
                 waiting.cancel()
+
+
+def chunks(pictures: Iterable[tuple[bytes, str]]) -> Iterator[list[tuple[bytes, str]]]:
+    """Gather pictures until they are `CHUNK`, or hold `CHUNK_BYTES`."""
+    held, size = [], 0
+    for picture in pictures:
+        held.append(picture)
+        size += len(picture[0])
+        if len(held) == CHUNK or size >= CHUNK_BYTES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 def shrunk(chunk: list[tuple[bytes, str]]) -> np.ndarray:
@@ -218,7 +238,7 @@ def shrunk(chunk: list[tuple[bytes, str]]) -> np.ndarray:
     pixels = np.empty((len(chunk), size, size, 3), np.uint8)
     for place, (data, name) in enumerate(chunk):
         pixels[place] = np.asarray(fit(decode(data, name=f"work {name[:12]}"), size))
-    return sums(pixels).astype(np.uint16)
+    return sums(pixels)
 
 
 def spread(places: np.ndarray, pairs: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,6 +39,8 @@ SCHEMA = pa.schema([
 `attributes` whatever else is declared of it (canary, gender, skin_tone, subset)."""
 
 DEFAULTS: dict[str, Any] = {"split": "member", "copies": 1, "cluster": -1}
+GROUP_WORKS, GROUP_BYTES = 512, 16 * 2**20
+"""The most that one row group of a file holds: what is in memory when pictures are read one after another."""
 COMPRESSION: Any = {name: "none" if name == "image" else "zstd" for name in SCHEMA.names}
 
 
@@ -114,12 +116,13 @@ class Works:
 
     def write(self, path: str | Path) -> None:
         """Write one Parquet file, whole or not at all; images are stored as they are, everything else compressed with zstd."""
+        each = min(GROUP_WORKS, max(1, GROUP_BYTES * len(self) // max(1, self.table.column("image").nbytes)))
         path = Path(path)
         part = path.with_name(path.name + ".part")
         with room(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                pq.write_table(self.table, part, compression=COMPRESSION, use_dictionary=False)
+                pq.write_table(self.table, part, compression=COMPRESSION, use_dictionary=False, row_group_size=each)
                 part.replace(path)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -213,7 +216,7 @@ def readable(path: str | Path) -> Generator[None, None, None]:
 
 
 def pictures(source: Works | str | Path, rows: np.ndarray) -> Iterator[bytes]:
-    """Yield the encoded pictures of some works; of files, only the row groups that hold them are read, 512 pictures at a time.
+    """Yield the encoded pictures of some works; of files, only the row groups that hold them are read, one at a time.
 
     Args:
         source: works with their images, or the file or folder that works were read from.
@@ -228,11 +231,11 @@ def pictures(source: Works | str | Path, rows: np.ndarray) -> Iterator[bytes]:
     start = found = 0
     with readable(source):
         for file in parquet_files(source):
-            with pq.ParquetFile(file, buffer_size=2**20) as opened:
+            with pq.ParquetFile(file) as opened:
                 for group in range(opened.num_row_groups):
                     stop = start + opened.metadata.row_group(group).num_rows
                     wanted = np.searchsorted(rows, start) < np.searchsorted(rows, stop)
-                    for batch in opened.iter_batches(512, row_groups=[group], columns=["image"]) if wanted else ():
+                    for batch in opened.iter_batches(GROUP_WORKS, row_groups=[group], columns=["image"]) if wanted else ():
                         inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + len(batch))] - start
                         yield from (batch.column(0)[row].as_py() for row in inside.tolist())
                         start, found = start + len(batch), found + len(inside)
