@@ -221,6 +221,19 @@ def test_works_and_patch_commands_keep_to_their_folder(world, tmp_path, capsys):
     assert json.loads((tmp_path / "methods/record.json").read_text())["again"] == ["methods"]
 
 
+def test_an_index_lets_duplicates_read_new_works_alone(world, tmp_path, capsys):
+    """Expected: the metrics of the command without an index, before and after ten works are added; the second time ten pictures are read."""
+    works, folder = tiny_works(), tmp_path / "works"
+    for name, part in (("a", range(40)), ("b", range(40, 50))):
+        works.take(part).write(folder / f"{name}.parquet")
+        asked = ["works", "duplicates", folder, "--json", "--out"]
+        plain = the_object(call(capsys, *asked, tmp_path / f"plain-{name}"))
+        kept = call(capsys, *asked, tmp_path / f"kept-{name}", "--index", tmp_path / "index")
+        assert the_object(kept)["metrics"] == plain["metrics"]
+        assert f"{len(part)}/{len(part)}" in kept.err
+    assert "holds other things" in call(capsys, *asked, tmp_path / "out", "--index", folder, code=2).err
+
+
 def test_the_command_in_a_record_asks_the_same_again(world, tmp_path, capsys):
     """Its words are a command that this command line accepts, and lead to the same plan: the folder is complete already."""
     erase = ["erase", world / "model", "--method", "uce", "--concept", "solid", "--kind", "style", "--works", world / "works.parquet", "--lam", 0.5]

@@ -3,7 +3,9 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -143,6 +145,18 @@ def test_a_bomb_is_refused_by_its_header():
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + struct.pack(">I", 0) + b"IDAT"
     with pytest.raises(BadInput, match=r"65000x65000|exceeds limit"):
         decode(data)
+
+
+def test_threads_decode_side_by_side_and_leave_the_warnings_alone():
+    """Expected: the pixels that went in, from each of 400 files in 8 threads, and the filters of warnings as they were."""
+    before = list(warnings.filters)
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(0, 256, (9, 9, 3), dtype=np.uint8) for _ in range(400)]
+    data = [stored(Image.fromarray(one), ("PNG", "BMP")[number % 2]) for number, one in enumerate(drawn)]
+    with ThreadPoolExecutor(8) as pool:
+        for one, image in zip(drawn, pool.map(decode, data), strict=True):
+            assert np.array_equal(np.asarray(image), one)
+    assert warnings.filters == before
 
 
 def test_too_many_bytes_are_refused(monkeypatch):

@@ -177,6 +177,118 @@ def test_every_kind_of_table_says_the_same(source, out, kind):
     assert work["file_hash"] == hashlib.sha256(png(5)).hexdigest()
 
 
+def saved(folder: Path, parts: list[list[dict]], *, split: str | None = None, info: dict | None = None, **state) -> Path:
+    """A dataset in the layout of `save_to_disk`, as `datasets` 5.2 was seen to write it: an Arrow stream a part, in batches of two rows."""
+    names = [f"data-{number:05}-of-{len(parts):05}.arrow" for number in range(len(parts))]
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", picture), ("text", pa.string()), ("label", pa.int64()), ("license", pa.string())])
+    for name, rows in zip(names, parts, strict=True):
+        put(folder / name, b"")
+        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+            stream.write_table(pa.Table.from_pylist(rows, schema), max_chunksize=2)
+    put(
+        folder / "state.json",
+        {"_data_files": [{"filename": name} for name in names], "_fingerprint": "0", "_format_type": None, "_split": split} | state,
+    )
+    features = {"image": {"_type": "Image"}, "text": {"dtype": "string", "_type": "Value"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    put(folder / "dataset_info.json", {"citation": "", "features": features, "license": ""} | (info or {}))
+    return folder
+
+
+def entry(number: int, **changes) -> dict:
+    return {"image": {"bytes": png(number), "path": None}, "text": f"work {number}", "label": number % 2, "license": None} | changes
+
+
+def test_a_saved_dataset(source, out):
+    """Expected: rows in the order of files, classes by name, the dataset's licence where a row has none, and a picture beside the files."""
+    put(source / "beside.png", png(2))
+    rows = [entry(0), entry(1, license="CC0-1.0"), entry(2, image={"bytes": None, "path": "beside.png"}, label=7)]
+    import_works(saved(source, [rows, [entry(3)]], info={"license": "CC-BY-4.0"}), out)
+    works = Works.read(out)
+    assert works.column("captions") == [["work 0"], ["work 1"], ["work 2"], ["work 3"]]
+    assert works.column("license") == ["CC-BY-4.0", "CC0-1.0", "CC-BY-4.0", "CC-BY-4.0"]
+    assert works.attribute("label") == ["cat", "dog", "7", "dog"]
+    assert works.column("file_hash") == [hashlib.sha256(png(number)).hexdigest() for number in range(4)]
+    assert works.column("source")[3] == "data-00001-of-00002.arrow:0"
+
+
+def test_a_saved_dict_of_datasets(source, out):
+    """Expected: what was trained on are members, validation calibrates, test is held out and neither is shown; other splits count as members."""
+    put(source / "dataset_dict.json", {"splits": ["train", "validation", "test", "extra"]})
+    for number, split in enumerate(("train", "validation", "test", "extra")):
+        saved(source / split, [[entry(number)]])
+    import_works(source, out, license="MIT")
+    works = Works.read(out)
+    assert works.column("split") == ["member", "calibration", "holdout", "member"]
+    assert works.column("copies") == [1, 0, 0, 1]
+    assert works.column("source")[2] == "test/data-00000-of-00001.arrow:0"
+
+
+@pytest.mark.parametrize(("split", "ours"), [("test", "holdout"), ("train[:10%]", "member"), (None, "member"), ("test+train", "member")])
+def test_a_saved_dataset_knows_its_split(source, out, split, ours):
+    """Expected: the split that `state.json` names, also in part; a mixture counts as members."""
+    import_works(saved(source, [[entry(0)]], split=split), out, license="MIT")
+    assert Works.read(out).column("split") == [ours]
+
+
+def test_bad_rows_of_a_saved_dataset_are_set_aside(source, out):
+    """Expected: the sound row of each batch imported, the rest named by file and row with their reasons."""
+    rows = [entry(0, image={"bytes": png()[:150], "path": None}), entry(1), entry(2, text=" "), entry(3), entry(4, image=None)]
+    report = import_works(saved(source, [rows]), out, license="MIT")
+    assert report.imported == 2
+    assert [name.rpartition(":")[2] for name, _ in report.reasons] == ["0", "2", "4"]
+    assert ["cannot be decoded" in report.reasons[0][1], *(said for _, said in report.reasons[1:])] == [
+        True,
+        "It has no caption.",
+        "It names no picture.",
+    ]
+
+
+def test_a_damaged_saved_dataset_ends_the_import(source, out):
+    """Expected: an error that names the file, and nothing left: a stream cut short, offsets past its end, no stream, a list that is none, no file."""
+    saved(source, [[entry(number) for number in range(5)]])
+    arrow, state = source / "data-00000-of-00001.arrow", source / "state.json"
+    data = arrow.read_bytes()
+    texts = data.index(b"work 0work 1") - 64
+    for path, content in (
+        (arrow, data[: len(data) // 2]),
+        (arrow, data[:texts] + data[texts : texts + 64].replace(b"\x06\0\0\0", b"\xff\xff\xff\x7e") + data[texts + 64 :]),
+        (arrow, b"no arrow"),
+        (state, b'{"_data_files": "x"}'),
+        (state, b"{"),
+    ):
+        before = path.read_bytes()
+        put(path, content)
+        with pytest.raises(BadInput, match=path.name):
+            import_works(source, out, license="MIT")
+        assert not out.exists()
+        put(path, before)
+    arrow.unlink()
+    with pytest.raises(BadInput, match=arrow.name):
+        import_works(source, out, license="MIT")
+
+
+def test_a_saved_dataset_stays_in_its_folder(source, out):
+    """Expected: names of files and splits are names, not ways out of the folder."""
+    saved(source / "outside", [[entry(0)]])
+    saved(source / "inside", [[entry(1)]], _data_files=[{"filename": "../outside/data-00000-of-00001.arrow"}])
+    import_works(source / "inside", out, license="MIT")
+    assert Works.read(out).column("captions") == [["work 1"]]
+
+
+def test_rows_selected_by_a_list_are_not_guessed(source, out):
+    """Expected: an error that says how to save anew, since without the list other rows would be imported."""
+    with pytest.raises(Unsupported, match="flatten_indices"):
+        import_works(saved(source, [[entry(0)]], _indices_data_files=[{"filename": "indices.arrow"}]), out, license="MIT")
+
+
+def test_a_picture_called_state_is_no_saved_dataset(source, out):
+    """Expected: the picture with its sidecar, imported."""
+    put(source / "state.png", png())
+    put(source / "state.json", {"caption": "a state"})
+    assert import_works(source, out, license="MIT").imported == 1
+
+
 def test_works_of_our_own_come_through_unchanged(source, out):
     """Expected: the table that went in; it has every column set."""
     image = drawing(3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import resource
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from assay.errors import BadInput, Missing, NoRoom
 from assay.works import SCHEMA, Works
 from assay.works.images import encode, identity
+from assay.works.table import pictures
 
 
 def row(colour: int, **columns) -> dict:
@@ -55,6 +57,39 @@ def test_writing_and_reading_gives_the_same_table(tmp_path):
     assert read.table.equals(works.table)
     assert read[0]["attributes"] == {"gender": "neutral"}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["works.parquet"]
+
+
+def test_pictures_may_stay_in_their_files(tmp_path):
+    """Expected: the same works but for empty pictures, the same digest, and each picture by its row, from whichever file and row group."""
+    works = greys(11)
+    pq.write_table(works.take(range(7)).table, tmp_path / "a.parquet", row_group_size=3)
+    works.take(range(7, 11)).write(tmp_path / "b.parquet")
+    light = Works.read(tmp_path, images=False)
+    assert set(light.column("image")) == {b""}
+    assert light.table.drop_columns(["image"]).equals(works.table.drop_columns(["image"]))
+    assert light.digest == works.digest
+    for rows in ([], [0], [2, 3, 6, 7, 10], list(range(11))):
+        expected = [works.column("image")[row] for row in rows]
+        assert list(pictures(tmp_path, np.array(rows, np.int64))) == list(pictures(works, np.array(rows, np.int64))) == expected
+
+
+def test_only_the_row_groups_asked_for_are_read(tmp_path):
+    """Expected: pictures of the first group although the second is damaged, and an error for those of the second."""
+    works = Works.from_rows([row(index, image=bytes([index]) * 5000) for index in range(4)])
+    pq.write_table(works.table, tmp_path / "a.parquet", row_group_size=2, compression="none", use_dictionary=False)
+    data = (tmp_path / "a.parquet").read_bytes()
+    start = data.index(bytes([2]) * 5000)  # before it stand its length and the header of its page
+    (tmp_path / "a.parquet").write_bytes(data[: start - 34] + b"\xff" * 34 + data[start:])
+    assert list(pictures(tmp_path, np.array([0, 1]))) == works.column("image")[:2]
+    with pytest.raises(BadInput, match="no table of works"):
+        list(pictures(tmp_path, np.array([0, 3])))
+
+
+def test_works_that_shrink_while_they_are_read(tmp_path):
+    """Expected: an error, since a picture would be taken for another's or left out."""
+    greys(3).write(tmp_path / "a.parquet")
+    with pytest.raises(BadInput, match="fewer works"):
+        list(pictures(tmp_path, np.array([1, 3])))
 
 
 def test_a_folder_is_read_in_the_order_of_names(tmp_path):
@@ -164,6 +199,8 @@ def test_the_digest_is_that_of_the_rows_and_not_of_their_storage(tmp_path):
         greys(4).take([2 * index, 2 * index + 1]).write(Path(parts, f"{index}.parquet"))
     assert greys(4).digest == Works.read(tmp_path / "all.parquet").digest == Works.read(parts).digest
     assert greys(4).digest != greys(4).take([1, 0, 2, 3]).digest
+    rows = greys(4).table.drop_columns(["image"]).to_pylist()
+    assert greys(4).digest == hashlib.sha256("".join(repr(sorted(row.items())) for row in rows).encode()).hexdigest()
 
 
 def test_the_digest_covers_every_column_but_the_image():

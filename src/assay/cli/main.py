@@ -215,7 +215,7 @@ def works() -> None:
 @click.option("--size", type=click.IntRange(16), help="Scale and cut images to this side in pixels.")
 @shared
 def works_import(**options: Any) -> None:
-    """Import works from a folder with captions, JSONL, CSV or Parquet.
+    """Import works from a folder with captions, JSONL, CSV, Parquet or a saved Hugging Face dataset.
 
     Example: assay works import my-art/ --license CC-BY-4.0 --out my-works
     """
@@ -233,9 +233,13 @@ def works_info(**options: Any) -> None:
 @works.command("duplicates")
 @click.argument("path", required=False, type=click.Path())
 @click.option("--threshold", type=float, default=0.05, show_default=True, help="Largest root mean square difference of 16x16 thumbnails.")
+@click.option("--index", type=click.Path(), help="Folder that keeps thumbnails and duplicates: next time only new works are read and compared.")
 @shared
 def works_duplicates(**options: Any) -> None:
-    """Find near-duplicate works."""
+    """Find near-duplicate works.
+
+    Example: assay works duplicates my-works --index my-works.index
+    """
     run_verb("works_duplicates", options)
 
 

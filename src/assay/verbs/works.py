@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def works_import(
     out: str | Path | None = None,
     display: Any = None,
 ) -> Outcome:
-    """Import works from a folder with captions, JSONL, CSV or Parquet into `out`, setting aside what cannot be used.
+    """Import works from a folder with captions, JSONL, CSV, Parquet or a saved Hugging Face dataset into `out`, setting aside what cannot be used.
 
     Args:
         source: the folder or file.
@@ -93,15 +94,36 @@ def works_info(path: str | Path | Works | None = None, *, out: str | Path | None
     return _describe("works info", path, describe.info, out or "out/works-info")
 
 
-def works_duplicates(path: str | Path | Works | None = None, *, threshold: float = 0.05, out: str | Path | None = None) -> Outcome:
-    """Find near-duplicate works: clusters, pairs across splits and styles."""
-    return _describe("works duplicates", path, describe.duplicates, out or "out/works-duplicates", threshold=threshold)
+def works_duplicates(
+    path: str | Path | Works | None = None,
+    *,
+    threshold: float = 0.05,
+    index: str | Path | None = None,
+    out: str | Path | None = None,
+    display: Any = None,
+) -> Outcome:
+    """Find near-duplicate works: clusters, pairs across splits and styles.
+
+    Args:
+        path: the works; the built-in ones if None. Of files the pictures are streamed: memory does not grow with their size.
+        threshold: root mean square difference of 16x16 thumbnails below which two works are near-duplicates.
+        index: folder that keeps the works' thumbnails and near-duplicates, so that next time only new works are read and compared; ids are taken
+            at their word. None keeps nothing.
+        out: folder for the record.
+        display: shows progress.
+
+    Returns:
+        The outcome; its record is that of the same works without an index.
+    """
+    source = None if path is None or isinstance(path, Works) else path
+    find = partial(describe.duplicates, index=index, source=source, progress=display)
+    return _describe("works duplicates", path, find, out or "out/works-duplicates", threshold=threshold)
 
 
 def _read(path: str | Path | Works | None) -> Works:
     if isinstance(path, Works):
         return path
-    return builtin_works() if path is None else Works.read(path)
+    return builtin_works() if path is None else Works.read(path, images=False)
 
 
 def _describe(command: str, path: str | Path | Works | None, ask: Callable[..., Record], out: str | Path, **settings: float) -> Outcome:

@@ -1,44 +1,45 @@
 """Near-duplicate clusters: works closer than a threshold in root mean square error of small thumbnails, joined transitively.
 
-Exact: every pair is compared, in blocks, by the expansion |a - b|^2 = |a|^2 + |b|^2 - 2ab; pairs near the threshold are compared again directly.
+Exact: the pairs are those that comparing every two works would give; `neighbours` says why most need not be compared.
 """
 
 from __future__ import annotations
+
+from functools import reduce
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from assay.works.neighbours import LEAF, near
+
 THRESHOLD = 0.05
 SIDE = 16
 
 
+def sums(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """Add up uint8 images (n, s, s, 3) over blocks: the narrowest unsigned integers that hold it, (n, side * side * 3); `side` must divide s."""
+    count, size = pixels.shape[:2]
+    each = size // side
+    rows = pixels.reshape(count, side, each, size * 3)
+    kind = np.min_scalar_type(255 * each**2)
+    lines = reduce(np.add, (rows[:, :, row].astype(kind) for row in range(each))).reshape(count, side, side, each, 3)
+    return reduce(np.add, (lines[:, :, :, column] for column in range(each))).reshape(count, side * side * 3)
+
+
 def thumbnails(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
     """Average uint8 images (n, s, s, 3) over blocks to (n, side * side * 3) float32 in [0, 1]; `side` must divide s."""
-    count, size = pixels.shape[:2]
-    blocks = pixels.reshape(count, side, size // side, side, size // side, 3).astype(np.float32)
-    return (blocks.mean(axis=(2, 4)) / 255).reshape(count, -1)
+    return means(sums(pixels, side), pixels.shape[1] // side)
 
 
-def close_pairs(features: np.ndarray, threshold: float = THRESHOLD, block: int = 2048) -> np.ndarray:
+def means(sums: np.ndarray, each: int) -> np.ndarray:
+    """Return the means in [0, 1] of blocks of `each` x `each` bytes from their sums: float32."""
+    return sums.astype(np.float32) / each**2 / 255
+
+
+def close_pairs(features: np.ndarray, threshold: float = THRESHOLD, block: int = LEAF) -> np.ndarray:
     """Return the pairs (i, j), i < j, with root mean square difference below `threshold`: int64, (pairs, 2), sorted."""
-    count, dimensions = features.shape
-    limit = threshold**2 * dimensions
-    squares = (features.astype(np.float64) ** 2).sum(1)
-    slack = 4 * dimensions * 2.0**-24 * squares.max(initial=0.0)  # twice the worst rounding of 2ab in float32
-    found = [np.zeros((0, 2), np.int64)]
-    for first in range(0, count, block):
-        rows = features[first : first + block]
-        for second in range(first, count, block):
-            products = rows @ features[second : second + block].T
-            distances = squares[first : first + block, None] + squares[None, second : second + block] - 2.0 * products
-            candidates = np.argwhere(distances < limit + slack) + np.array([first, second])
-            candidates = candidates[candidates[:, 0] < candidates[:, 1]]
-            for part in np.array_split(candidates, max(1, len(candidates) // 8192)):
-                exact = ((features[part[:, 0]].astype(np.float64) - features[part[:, 1]]) ** 2).sum(1)
-                found.append(part[exact < limit])
-    pairs = np.concatenate(found)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return near(features, threshold**2 * features.shape[1], leaf=block)[0]
 
 
 def join(count: int, pairs: np.ndarray) -> np.ndarray:

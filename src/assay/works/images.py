@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +16,10 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 2**20
 MAX_SIDE = 16_383
 """The longest side that WebP can store."""
+ONE_AT_A_TIME = Lock()
+"""Held while warnings are caught, which threads would undo for each other."""
+PLAIN = {"JPEG", "PNG", "WEBP"}
+"""Formats that hold no more pixels than their header says, so that they give no warning later and are decoded side by side."""
 
 
 def decode(data: bytes, *, name: str = "the image") -> Image.Image:
@@ -30,15 +35,18 @@ def decode(data: bytes, *, name: str = "the image") -> Image.Image:
     if len(data) > MAX_BYTES:
         raise BadInput(f"{name} is {len(data) / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20} MiB are read.", "Resize it, or leave it out.")
     try:
-        with warnings.catch_warnings():
+        with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
                 raise BadInput(f"{name} is {image.width}x{image.height}; at most {MAX_PIXELS / 10**6:g} megapixels are read.", "Resize it.")
             if image.format == "EPS":
                 raise BadInput(f"{name} is PostScript, a program that is run to be seen.", "Convert it to PNG.")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image), name)
+            if image.format not in PLAIN:
+                image.load()
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image, name)
     except BadInput:
         raise
     except UnidentifiedImageError as error:
@@ -62,7 +70,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def encode(image: Image.Image) -> bytes:
@@ -85,5 +93,5 @@ def identity(image: Image.Image) -> str:
     Two files with the same pixels have the same id, whatever their format or metadata.
     """
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
-    digest.update(np.asarray(image.convert("RGB")).tobytes())
+    digest.update((image if image.mode == "RGB" else image.convert("RGB")).tobytes())
     return digest.hexdigest()

@@ -22,9 +22,9 @@ from assay.errors import BadInput, Misconfigured
 from assay.works.fields import attributes, pick, picture, text, texts, whole
 from assay.works.images import MAX_SIDE, decode, encode, fit, identity
 from assay.works.sources import Candidate, candidates
-from assay.works.table import COMPRESSION, SCHEMA, room
+from assay.works.table import COMPRESSION, GROUP_BYTES, GROUP_WORKS, SCHEMA, room
 
-GROUP_WORKS, GROUP_BYTES, SHARD_BYTES = 512, 64 * 2**20, 512 * 2**20
+SHARD_BYTES = 512 * 2**20
 SHOWN = 1000
 
 
@@ -57,7 +57,7 @@ def import_works(
     Args:
         source: a folder of images with sidecars NAME.txt (a caption a line) or NAME.json; a folder with `metadata.jsonl`, `.csv` or `.parquet`
             (`file_name`, and `text`, `caption` or `captions`; pictures it does not name are left out); a JSONL, CSV or Parquet file; a folder
-            of Parquet files.
+            of Parquet files; a dataset or dict of datasets written by `save_to_disk` of Hugging Face `datasets`.
         out: folder for the shards and for `quarantine.jsonl`, rows {"name", "reason"}.
         license: for works that state none. A licence is required evidence: a work without one of either kind is quarantined.
         creator: for works that state none.

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from assay.errors import Misconfigured
 from assay.record import Metric, Record, Table, versions
-from assay.works.clusters import SIDE, THRESHOLD, close_pairs, join, thumbnails
-from assay.works.table import Works
+from assay.works.clusters import SIDE, THRESHOLD, join
+from assay.works.index import Index, spread
+from assay.works.table import Works, pictures
 
 NOTICES = {"mit", "apache", "bsd", "isc", "ofl", "zlib", "mpl", "gpl", "agpl", "lgpl"}
 COPYLEFT = {"gpl", "agpl", "lgpl", "mpl", "odbl"}
@@ -140,18 +145,23 @@ def licence_table(licences: Counter[str | None]) -> Table:
     return Table(title="Works by licence", columns=["licence", "works", "obliges to"], rows=rows)
 
 
-def features(works: Works) -> np.ndarray:
-    """Return the thumbnails that near-duplicates are told by, 512 works decoded at a time: float32, (n, 768)."""
-    blocks = [thumbnails(works.take(range(start, min(start + 512, len(works)))).pixels(64)) for start in range(0, len(works), 512)]
-    return np.concatenate([np.zeros((0, SIDE * SIDE * 3), np.float32), *blocks])
-
-
-def duplicates(works: Works, threshold: float = THRESHOLD) -> Record:
+def duplicates(
+    works: Works,
+    threshold: float = THRESHOLD,
+    *,
+    index: str | Path | None = None,
+    source: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Record:
     """Find works that are nearly the same, and pairs of them that should be apart.
 
     Args:
         works: any works; pictures of every size are compared as 16x16 thumbnails of their middle square.
         threshold: root mean square difference in [0, 1] below which two thumbnails are near-duplicates.
+        index: folder that keeps thumbnails and near-duplicates by the works' ids, so that next time only new works are read and compared.
+            Made in a temporary folder and thrown away if None.
+        source: file or folder that the works were read from without their images; None if they have them.
+        progress: called with the stage, and how much of how much of it is done.
 
     Returns:
         A record with metrics `duplicates.share` (works with a near-duplicate), `.pairs`, `.clusters`, `.largest`, `.cross_style` and
@@ -163,8 +173,13 @@ def duplicates(works: Works, threshold: float = THRESHOLD) -> Record:
     if not 0 < threshold <= 1:
         raise Misconfigured(f"The threshold {threshold} is not between 0 and 1.", f"Leave it at {THRESHOLD}, or choose one near it.")
     start = perf_counter()
-    thumbs = features(works)
-    pairs = close_pairs(thumbs, threshold)
+    with TemporaryDirectory(prefix="assay-") as scratch:
+        kept = Index(index or scratch)
+        # An id is taken at its word where it saves reading the picture, and only there.
+        ids = works.table.column("id") if index else pa.chunked_array([pa.array(np.arange(len(works))).cast(pa.string())])
+        places = kept.add(ids, partial(pictures, source or works), progress and partial(progress, "reading works"))
+        pairs, apart = spread(places, *kept.pairs(threshold, progress and partial(progress, "comparing works")))
+        del kept
     labels = join(len(works), pairs)
     sizes = np.bincount(labels, minlength=1)
     styles, splits = (np.array(works.column(name), dtype=object)[pairs] for name in ("style", "split"))
@@ -194,7 +209,7 @@ def duplicates(works: Works, threshold: float = THRESHOLD) -> Record:
             "A cluster joins works step by step: its two ends may differ by more than the threshold.",
             "That two works look alike does not say that one was copied from the other.",
         ],
-        tables=[sizes_table(sizes), clusters_table(works, labels, sizes), pairs_table(works, thumbs, pairs[leaking])],
+        tables=[sizes_table(sizes), clusters_table(works, labels, sizes), pairs_table(works, pairs[leaking], apart[leaking])],
         seconds=perf_counter() - start,
         versions=versions(),
     )
@@ -226,23 +241,27 @@ def sizes_table(sizes: np.ndarray) -> Table:
 
 def clusters_table(works: Works, labels: np.ndarray, sizes: np.ndarray) -> Table:
     """List the largest clusters: size, styles and splits of all their works, titles and ids of the first."""
-    titles, ids, *others = (works.column(name) for name in ("title", "id", "style", "split"))
     rows = []
+    order = np.argsort(labels, kind="stable")
+    first = np.cumsum(sizes) - sizes
     for label in [label for label in np.argsort(-sizes, kind="stable")[:CLUSTERS] if sizes[label] > 1]:
-        members = np.flatnonzero(labels == label).tolist()
-        spread = [", ".join(sorted({column[index] or UNSTATED for index in members})) for column in others]
-        first = members[:MEMBERS]
-        rows.append([len(members), *spread, ", ".join(titles[index] or UNSTATED for index in first), ", ".join(ids[index][:12] for index in first)])
+        members = light(works, order[first[label] : first[label] + sizes[label]])
+        spread = [", ".join(sorted({row[name] or UNSTATED for row in members})) for name in ("style", "split")]
+        shown = members[:MEMBERS]
+        rows.append([len(members), *spread, ", ".join(row["title"] or UNSTATED for row in shown), ", ".join(row["id"][:12] for row in shown)])
     title = f"Largest clusters of near-duplicates, with up to {MEMBERS} works of each"
     return Table(title=title, columns=["works", "styles", "splits", "titles", "ids"], rows=rows)
 
 
-def pairs_table(works: Works, thumbs: np.ndarray, pairs: np.ndarray) -> Table:
+def pairs_table(works: Works, pairs: np.ndarray, apart: np.ndarray) -> Table:
     """List the closest pairs that cross splits."""
-    distances = np.sqrt(((thumbs[pairs[:, 0]].astype(np.float64) - thumbs[pairs[:, 1]]) ** 2).mean(1))
-    ids, titles, splits = works.column("id"), works.column("title"), works.column("split")
-    rows = []
-    for index in np.argsort(distances, kind="stable")[:TOP]:
-        sides = [f"{titles[side] or UNSTATED} ({splits[side] or UNSTATED}, {ids[side][:12]})" for side in pairs[index].tolist()]
-        rows.append([*sides, round(float(distances[index]), 4)])
+    nearest = np.argsort(apart, kind="stable")[:TOP]
+    shown = light(works, pairs[nearest].ravel())
+    sides = [f"{row['title'] or UNSTATED} ({row['split'] or UNSTATED}, {row['id'][:12]})" for row in shown]
+    rows = [[one, other, round(float(apart[index]), 4)] for one, other, index in zip(sides[::2], sides[1::2], nearest, strict=True)]
     return Table(title="Closest pairs of near-duplicates in different splits", columns=["one", "other", "difference"], rows=rows)
+
+
+def light(works: Works, indices: np.ndarray) -> list[dict[str, Any]]:
+    """Return what tables show of some works."""
+    return works.table.select(["id", "title", "style", "split"]).take(pa.array(indices)).to_pylist()

@@ -1,4 +1,4 @@
-"""Where works come from: folders, JSONL, CSV and Parquet files, each read as a stream of candidates that fail one by one."""
+"""Where works come from: folders, JSONL, CSV and Parquet files, saved datasets, each read as a stream of candidates that fail one by one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
 
 from assay.errors import BadInput, Missing, Unsupported
 from assay.works.fields import contents, parsed, pick, texts, unicode
 
 LISTS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))
+SPLITS = {"train": "member", "validation": "calibration", "test": "holdout"}
+"""Split of a saved dataset -> split of its works: a model trained on it saw the first alone. Works of other splits count as members."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ def candidates(source: Path) -> Iterator[Candidate]:
     """Return the works of a source, unread.
 
     Args:
-        source: a folder of images with sidecars, or with `metadata.jsonl`, `.csv` or `.parquet`; a folder of Parquet files; one such file.
+        source: a folder of images with sidecars, or with `metadata.jsonl`, `.csv` or `.parquet`; a folder of Parquet files; one such file; what
+            `save_to_disk` of Hugging Face `datasets` wrote.
 
     Raises:
         Missing: there is nothing at `source`.
@@ -45,6 +50,8 @@ def candidates(source: Path) -> Iterator[Candidate]:
     """
     if not source.exists():
         raise Missing(f"There is no {source}.", "Give a folder of images, or a .jsonl, .csv or .parquet file.")
+    if any(all((source / name).is_file() for name in names) for names in SAVED):
+        return from_saved_dataset(source)
     if source.is_dir():
         tables = [] if any((source / name).is_file() for name in LISTS) else sorted(source.glob("*.parquet"))
         return (candidate for table in tables for candidate in from_parquet(table)) if tables else from_folder(source)
@@ -159,3 +166,98 @@ def from_parquet(path: Path) -> Iterator[Candidate]:
                     yield Candidate(f"{path.name}:{next(numbers)}", path.parent, partial(dict, row))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as Parquet: {error}.", "It may be damaged or cut short: fetch or write it anew.") from error
+
+
+def from_saved_dataset(folder: Path, split: str | None = None) -> Iterator[Candidate]:
+    """Yield one work a row of what `save_to_disk` of Hugging Face `datasets` wrote: a folder a split, with Arrow streams that `state.json` lists.
+
+    Numbers of classes are given their names; a licence of the whole dataset counts for rows that state none.
+
+    Raises:
+        BadInput: a file of the layout is damaged or missing.
+        Unsupported: rows are selected by a list beside the files, as old versions did.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        for name in described(folder / "dataset_dict.json", SavedSplits).splits:
+            for found in from_saved_dataset(folder / Path(name).name, name):
+                yield replace(found, name=f"{name}/{found.name}")
+        return
+    state, about = described(folder / "state.json", SavedState), described(folder / "dataset_info.json", SavedInfo)
+    if state.selection:
+        raise Unsupported(f"{folder} selects rows of its files by a list.", "Save it again after `dataset.flatten_indices()`.")
+    told = {"split": SPLITS.get((split or state.split or "").partition("[")[0]), "license": about.license}
+    classes = {name: feature["names"] for name, feature in about.features.items() if isinstance(feature, dict) and "names" in feature}
+    for file in state.files:
+        for found in from_arrow(folder / Path(file.filename).name):
+            yield replace(found, read=partial(completed, found.read, told, classes))
+
+
+class SavedSplits(BaseModel):
+    """`dataset_dict.json` of a saved dict of datasets."""
+
+    splits: list[str]
+
+
+class SavedFile(BaseModel):
+    """An entry of the files in `state.json`."""
+
+    filename: str
+
+
+class SavedState(BaseModel):
+    """`state.json` of a saved dataset."""
+
+    files: list[SavedFile] = Field(alias="_data_files")
+    split: str | None = Field(None, alias="_split")
+    selection: list[Any] | None = Field(None, alias="_indices_data_files")
+
+
+class SavedInfo(BaseModel):
+    """`dataset_info.json` of a saved dataset."""
+
+    features: dict[str, Any] = {}
+    license: str | None = None
+
+
+Saved = TypeVar("Saved", bound=BaseModel)
+
+
+def described(path: Path, kind: type[Saved]) -> Saved:
+    """Return a JSON file of a saved dataset.
+
+    Raises:
+        BadInput: it cannot be read, or lacks what is needed of it.
+    """
+    try:
+        return kind.model_validate_json(contents(path))
+    except (BadInput, ValidationError) as error:
+        reason = error.message if isinstance(error, BadInput) else error.errors()[0]["msg"]
+        raise BadInput(f"{path} is not that of a saved dataset: {reason}.", "It may be damaged or cut short: fetch or write it anew.") from error
+
+
+def completed(read: Callable[[], dict[str, Any]], told: dict[str, Any], classes: dict[str, Any]) -> dict[str, Any]:
+    """Add to a row what the dataset tells of all its rows, and name its classes."""
+    row = read()
+    for name, names in classes.items():
+        number = row.get(name)
+        if isinstance(names, list) and isinstance(number, int) and 0 <= number < len(names):
+            row[name] = names[number]
+    return row | {name: value for name, value in told.items() if value and pick(row, name) is None}
+
+
+def from_arrow(path: Path) -> Iterator[Candidate]:
+    """Yield one work a row of an Arrow stream, sixteen beside the batch of the file in memory at a time.
+
+    Raises:
+        BadInput: the file is damaged, or no Arrow stream.
+    """
+    numbers = count()
+    try:
+        with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            for batch in stream:
+                batch.validate(full=True)  # offsets of a damaged file may point anywhere
+                for start in range(0, len(batch), 16):
+                    for row in batch.slice(start, 16).to_pylist():
+                        yield Candidate(f"{path.name}:{next(numbers)}", path.parent, partial(dict, row))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as an Arrow stream: {error}.", "It may be damaged or cut short: fetch or write it anew.") from error

@@ -39,6 +39,8 @@ SCHEMA = pa.schema([
 `attributes` whatever else is declared of it (canary, gender, skin_tone, subset)."""
 
 DEFAULTS: dict[str, Any] = {"split": "member", "copies": 1, "cluster": -1}
+GROUP_WORKS, GROUP_BYTES = 512, 16 * 2**20
+"""The most that one row group of a file holds: what is in memory when pictures are read one after another."""
 COMPRESSION: Any = {name: "none" if name == "image" else "zstd" for name in SCHEMA.names}
 
 
@@ -80,7 +82,7 @@ class Works:
                 columns.append(pa.array([DEFAULTS.get(field.name)] * len(table), field.type))
         self.table = pa.table(columns, schema=SCHEMA)
         captions = self.table.column("captions")
-        if bare := sum(not texts or None in texts for texts in captions.to_pylist()):
+        if bare := sum(not texts or None in texts for batch in captions.chunks for texts in batch.to_pylist()):
             raise BadInput(f"{bare} works have no caption, or an empty one.", "Import them with `assay works import`, which sets such works aside.")
 
     @classmethod
@@ -90,30 +92,37 @@ class Works:
         return cls(pa.Table.from_pylist(filled, schema=SCHEMA))
 
     @classmethod
-    def read(cls, path: str | Path) -> Works:
+    def read(cls, path: str | Path, *, images: bool = True) -> Works:
         """Read one Parquet file, or every `*.parquet` of a folder in name order.
+
+        Args:
+            path: the file or folder.
+            images: whether to read the pictures, nearly all of the bytes. Without them each is empty; `pictures` reads those that are needed.
 
         Raises:
             Missing: there is no such file, or no Parquet file in the folder.
             BadInput: a file is no Parquet file, or lacks a required column.
         """
-        path = Path(path)
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not files or not files[0].exists():
-            raise Missing(f"No works at {path}.", "Give a Parquet file, or import a folder with `assay works import`.")
-        try:
-            return cls(pa.concat_tables([pq.ParquetFile(file).read() for file in files], promote_options="default"))
-        except (pa.ArrowException, OSError) as error:
-            raise BadInput(f"{path} is no table of works: {error}.", "Import it anew with `assay works import`.") from error
+        tables = []
+        with readable(path):
+            for file in parquet_files(path):
+                with pq.ParquetFile(file) as opened:
+                    names = opened.schema_arrow.names
+                    table = opened.read([name for name in names if images or name != "image"])
+                if not images and "image" in names:
+                    table = table.append_column("image", pa.repeat(pa.scalar(b"", pa.binary()), len(table)))
+                tables.append(table)
+            return cls(pa.concat_tables(tables, promote_options="default"))
 
     def write(self, path: str | Path) -> None:
         """Write one Parquet file, whole or not at all; images are stored as they are, everything else compressed with zstd."""
+        each = min(GROUP_WORKS, max(1, GROUP_BYTES * len(self) // max(1, self.table.column("image").nbytes)))
         path = Path(path)
         part = path.with_name(path.name + ".part")
         with room(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                pq.write_table(self.table, part, compression=COMPRESSION, use_dictionary=False)
+                pq.write_table(self.table, part, compression=COMPRESSION, use_dictionary=False, row_group_size=each)
                 part.replace(path)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -177,7 +186,63 @@ class Works:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over every column of every work in order; `id` stands for the pixels, so that the images' encoding does not matter."""
-        digest = hashlib.sha256()
-        for row in self.table.drop_columns(["image"]).to_pylist():
-            digest.update(repr(sorted(row.items())).encode())
+        digest, names = hashlib.sha256(), sorted(set(SCHEMA.names) - {"image"})
+        row = f"[{', '.join(f'({name!r}, %r)' for name in names)}]"  # repr(sorted(row.items())), without a dict a row
+        for batch in self.table.select(names).to_batches(max_chunksize=4096):
+            digest.update("".join(row % values for values in zip(*(column.to_pylist() for column in batch.columns), strict=True)).encode())
         return digest.hexdigest()
+
+
+def parquet_files(path: str | Path) -> list[Path]:
+    """Return the files that works are read from: one, or every `*.parquet` of a folder in name order.
+
+    Raises:
+        Missing: there is none.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise Missing(f"No works at {path}.", "Give a Parquet file, or import a folder with `assay works import`.")
+    return files
+
+
+@contextmanager
+def readable(path: str | Path) -> Generator[None, None, None]:
+    """Turn a failure to read the works at `path` into an error that can be mended.
+
+    Raises:
+        BadInput: a file is no Parquet file, or is damaged.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{path} is no table of works: {error}.", "Import it anew with `assay works import`.") from error
+
+
+def pictures(source: Works | str | Path, rows: np.ndarray) -> Iterator[bytes]:
+    """Yield the encoded pictures of some works; of files, only the row groups that hold them are read, one at a time.
+
+    Args:
+        source: works with their images, or the file or folder that works were read from.
+        rows: which works, ascending: int64, (n,).
+
+    Raises:
+        BadInput: a file is damaged, or holds fewer works than it did.
+    """
+    if isinstance(source, Works):
+        yield from (source.table.column("image")[row].as_py() for row in rows.tolist())
+        return
+    start = found = 0
+    with readable(source):
+        for file in parquet_files(source):
+            with pq.ParquetFile(file) as opened:
+                for group in range(opened.num_row_groups):
+                    stop = start + opened.metadata.row_group(group).num_rows
+                    wanted = np.searchsorted(rows, start) < np.searchsorted(rows, stop)
+                    for batch in opened.iter_batches(GROUP_WORKS, row_groups=[group], columns=["image"]) if wanted else ():
+                        inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + len(batch))] - start
+                        yield from (batch.column(0)[row].as_py() for row in inside.tolist())
+                        start, found = start + len(batch), found + len(inside)
+                    start = stop
+    if found < len(rows):
+        raise BadInput(f"{source} holds fewer works than it did a moment ago.", "Run the command again once nothing writes to it.")
