@@ -18,6 +18,7 @@ CONCEPT = Concept("twemoji", "style", "noto", preserve=("fluent",), subjects=("c
 METHODS = {
     "uce": ({}, "cross_attention.kv"),
     "esd": ({"steps": 2, "batch": 2, "ddim_steps": 3, "learning_rate": 1e-2}, "cross_attention"),
+    "rece": ({}, "cross_attention.kv"),
 }
 """Method -> settings that are quick, and the group that it declares."""
 
