@@ -19,6 +19,13 @@ METHODS = {
     "uce": ({}, "cross_attention.kv"),
     "esd": ({"steps": 2, "batch": 2, "ddim_steps": 3, "learning_rate": 1e-2}, "cross_attention"),
     "rece": ({}, "cross_attention.kv"),
+    "concept_ablation": ({"steps": 2, "batch": 2, "images": 3, "image_steps": 2, "learning_rate": 1e-2}, "cross_attention.kv"),
+    "forget_me_not": (
+        {"steps": 2, "batch": 2, "images": 3, "image_steps": 2, "learning_rate": 1e-2, "inversion_steps": 2, "group": "cross-attention"},
+        "cross_attention",
+    ),
+    "maximise_loss": ({"steps": 2, "batch": 2, "images": 3, "image_steps": 2, "learning_rate": 1e-2}, "unet"),
+    "salun": ({"steps": 2, "batch": 2, "images": 3, "image_steps": 2, "learning_rate": 1e-2, "group": "cross-attention"}, "cross_attention"),
 }
 """Method -> settings that are quick, and the group that it declares."""
 

@@ -10,7 +10,7 @@ from assay.concept import Concept
 from assay.errors import Misconfigured, Unsupported
 from assay.noise import generator
 from assay.patched import Patched
-from assay.testing import tiny
+from assay.testing import KINDS, tiny
 from assay.training import finetune
 from assay.training.finetune import Student, own_latents
 
@@ -126,3 +126,26 @@ def test_refuses_float16():
     model.pipeline.to(torch.float16)
     with pytest.raises(Unsupported, match="float16"):
         Student(model, model.group("unet"))
+
+
+def test_few_stand_for_all():
+    for count in (0, 3, 7, 15):
+        drawn = finetune.spread("abcde", count, 0, "test")
+        assert drawn == finetune.spread("abcde", count, 0, "test")
+        assert {drawn.count(letter) for letter in "abcde"} <= {count // 5, -(-count // 5)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_are_the_denoiser_s_own(kind):
+    """For epsilon and v, at the same draws made by hand."""
+    model = tiny(kind)
+    latents = torch.randn(5, *model.latent_shape, generator=generator(0, "latents"))
+    noised = finetune.Noised.draw(model, latents, 3, generator(1))
+    draws = generator(1)
+    rows = torch.randint(5, (3,), generator=draws)
+    t = torch.randint(1000, (3,), generator=draws)
+    noise = torch.randn(3, *model.latent_shape, generator=draws)
+    prompts = ["a cat", "the sun", ""]
+    ours = Student(model, model.group("unet")).losses(noised, prompts)
+    assert torch.allclose(ours, model.loss(latents[rows], t, noise, model.conditioning(prompts)), rtol=1e-4)
+    assert noised.rows == rows.tolist()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from assay.concept import Concept
 from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import Misconfigured, Unsupported
+from assay.noise import derive, generator
 from assay.patch import Manifest, Patch
 from assay.record import digest_of, write_atomically
 from assay.training.loop import Loss, Progress, Run, Schedule
@@ -72,6 +73,11 @@ class Student(torch.nn.Module):
         """
         cast = {name: master.to(self.weights[name].dtype) for name, master in self.masters.items()}
         return torch.func.functional_call(self, cast, (call, *arguments), options, tie_weights=False)
+
+    def losses(self, noised: Noised, prompts: Sequence[str]) -> torch.Tensor:
+        """Return the denoising loss of every sample under its prompt, against the network's own target: (b,)."""
+        predicted = self.run(self.denoiser.predict, noised.x_t, noised.t, self.denoiser.conditioning(prompts), self.denoiser.view)
+        return (predicted - noised.added).square().mean((1, 2, 3))
 
     def changes(self, strength: float = 1.0) -> dict[str, torch.Tensor]:
         """Return the changes so far as entries of a patch, multiplied by `strength`."""
@@ -181,6 +187,77 @@ def own_latents(
         if progress:
             progress(done, len(starts), {})
     return torch.cat(parts)
+
+
+def spread(items: Sequence[T], count: int, *keys: int | str) -> list[T]:
+    """Return `count` items, none more than once oftener than another, in an order drawn by `keys`: few stand for all."""
+    order = torch.randperm(len(items), generator=generator(*keys)).tolist()
+    return [items[order[place % len(items)]] for place in range(count)]
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents as the denoiser sees them in a step of training."""
+
+    x_t: torch.Tensor
+    """Noised latents: (b, c, h, w)."""
+    t: torch.Tensor
+    """Timesteps: (b,)."""
+    added: torch.Tensor
+    """What the network was trained to predict of them, epsilon or v: (b, c, h, w)."""
+    rows: list[int]
+    """Which latents they are."""
+
+    @classmethod
+    def draw(cls, denoiser: Denoiser, latents: torch.Tensor, batch: int, rng: torch.Generator) -> Noised:
+        """Draw latents, timesteps and noise, each uniformly and independently."""
+        rows = torch.randint(len(latents), (batch,), generator=rng).tolist()
+        t = torch.randint(len(denoiser.alphas_cumprod), (batch,), generator=rng).to(denoiser.device)
+        clean = latents[rows]
+        noise = torch.randn(clean.shape, generator=rng).to(clean)
+        a, s = denoiser.scales(t)
+        return cls(denoiser.noised(clean, t, noise), t, noise if denoiser.view == "epsilon" else a * noise - s * clean, rows)
+
+
+def own_pictures(
+    denoiser: Denoiser,
+    sides: Sequence[Sequence[str]],
+    count: int,
+    *,
+    seed: int,
+    method: str,
+    then: int,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    batch: int = 16,
+    **options: Any,
+) -> tuple[list[tuple[torch.Tensor, list[str]]], Progress | None]:
+    """Let the model as it is draw sets of prompts, as latents to train on.
+
+    Args:
+        denoiser: the model.
+        sides: sets of prompts, each used evenly.
+        count: latents of each set.
+        seed: of every draw.
+        method: whose draws they are.
+        then: steps that follow, for the progress.
+        folder: keeps the latents.
+        progress: called after every batch.
+        batch: latents a pass.
+        **options: of `Denoiser.sample`.
+
+    Returns:
+        Latents (count, c, h, w) and the prompt of each, for each set; and the progress callback of the steps that follow.
+    """
+    batches = -(-count // batch)
+    total = len(sides) * batches + then
+    pools = []
+    for place, side in enumerate(sides):
+        prompts = spread(side, count, seed, method, place)
+        seeds = [derive(seed, method, place, number) for number in range(count)]
+        report = following(progress, place * batches, total)
+        pools.append((own_latents(denoiser, prompts, seeds, folder=folder, progress=report, batch=batch, **options), prompts))
+    return pools, following(progress, len(sides) * batches, total)
 
 
 def following(progress: Progress | None, before: int, total: int) -> Progress | None:
