@@ -68,7 +68,7 @@ def test_the_loss_is_exactly_zero_where_target_and_anchor_are_one(kind, group):
 def test_the_first_loss_is_known(kind):
     """At the start the student is the base: by hand from plain predictions and from the denoiser's own loss."""
     model = tiny(kind)
-    training = start(model, [("cat", "dog")] * 4, prior=0.5, preserve=2.0)
+    training = start(model, [("cat", "dog")] * 4, prior=0.5, preserve_scale=2.0)
     clean, t, noise, x_t = drawn(training)
     cat, dog = (model.predict(x_t, t, model.conditioning([prompt] * 2), model.view) for prompt in ("cat", "dog"))
     ordinary = model.loss(clean, t, noise, model.conditioning(["dog"] * 2)).mean()
@@ -128,7 +128,14 @@ def test_nothing_flows_through_the_begin_token(denoiser):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"prior": 1.0}, {"prior": 1.0, "teacher": "base"}, {"preserve": 1.0}, {"variant": "noise"}, {"variant": "noise", "image_guidance": 1.0}],
+    [
+        {},
+        {"prior": 1.0},
+        {"prior": 1.0, "teacher": "base"},
+        {"preserve_scale": 1.0},
+        {"variant": "noise"},
+        {"variant": "noise", "image_guidance": 1.0},
+    ],
 )
 def test_takes_the_passes_it_says(denoiser, changes):
     before = denoiser.passes
@@ -151,7 +158,7 @@ def test_the_concept_is_predicted_as_the_anchor(denoiser):
         return denoiser.predict(x_t, t, denoiser.conditioning([prompt] * 16))
 
     before = {prompt: look(prompt) for prompt in ("cat", "dog", "sun")}
-    patch = ca.erase(denoiser, CAT, quick(steps=40, batch=4, learning_rate=5e-3, preserve=1.0, teacher="base"))
+    patch = ca.erase(denoiser, CAT, quick(steps=40, batch=4, learning_rate=5e-3, preserve_scale=1.0, teacher="base"))
     with torch.no_grad(), Patched(denoiser, [(patch, 1.0)]):
         after = {prompt: look(prompt) for prompt in before}
     gap = (before["cat"] - before["dog"]).norm()
@@ -238,7 +245,7 @@ def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
         {"image_steps": 1001},
         {"learning_rate": 0.0},
         {"prior": -1.0},
-        {"preserve": -1.0},
+        {"preserve_scale": -1.0},
         {"leave_out": 1.0},
     ],
 )

@@ -17,8 +17,8 @@ beyond `copy_threshold`, 1 - 2 x the share of bits that differ, which is 1 for c
 
 Faithful: the objectives, the groups of weights, AdamW with clipping, keys and values of the begin token without gradient (authors' code), images of
 the anchor from the model itself. Different: latents as sampled, not encoded again, by DDIM; no random resizing with "zoomed in" captions; a hash in
-place of SSCD and left-out words in place of a language model's paraphrases; `preserve`, off in `paper`, holds the predictions for preserved prompts,
-the empty one among them, to those of the model as it was at the same x_t: a small model loses them otherwise.
+place of SSCD and left-out words in place of a language model's paraphrases; `preserve_scale`, off in `paper`, holds the predictions for preserved
+prompts, the empty one among them, to those of the model as it was at the same x_t: a small model loses them otherwise.
 
 Cost: `images` x `image_steps` x 2 passes to sample; a step costs batch x (1 with gradient + 1 without), with a prior batch x 2 with. Known failure:
 concepts near the anchor are drawn to it, too; white-box attacks bring the concept back.
@@ -63,7 +63,7 @@ class Settings:
     """Learning rate of AdamW (authors' code: 2e-6 times the batch; 5e-7 times the batch for memorised works)."""
     prior: float = 0.0
     """Weight of the anchor's ordinary loss (authors' code: 0; 1 for memorised works)."""
-    preserve: float = 0.0
+    preserve_scale: float = 0.0
     """Weight of keeping the predictions for preserved prompts (paper: 0)."""
     teacher: Literal["student", "base"] = "student"
     """What predicts for the anchor: the model in training (paper), or as it was."""
@@ -93,7 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch": 16,
         "learning_rate": 3e-4,
         "teacher": "base",
-        "preserve": 1.0,
+        "preserve_scale": 1.0,
         "images": 96,
         "image_steps": 15,
         "image_eta": 0.0,
@@ -106,8 +106,8 @@ PROBE: dict[str, Any] = {"steps": 2, "batch": 2, "images": 4, "image_steps": 2}
 def cost(settings: Settings) -> dict[str, int]:
     """Return the passes that an erasure takes, in samples: `passes` without gradients and `training_passes` with."""
     own = settings.prior > 0 and settings.teacher == "student"
-    untrained = (settings.variant == "model" and not own) + (settings.preserve > 0)
-    trained = 1 + (settings.prior > 0) + (settings.preserve > 0)
+    untrained = (settings.variant == "model" and not own) + (settings.preserve_scale > 0)
+    trained = 1 + (settings.prior > 0) + (settings.preserve_scale > 0)
     sampled = settings.images * settings.image_steps * (1 if settings.image_guidance == 1 else 2)
     return {"passes": sampled + untrained * settings.steps * settings.batch, "training_passes": trained * settings.steps * settings.batch}
 
@@ -163,8 +163,8 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
         )
     if min(settings.steps, settings.batch, settings.images, settings.image_steps) < 1 or settings.image_steps > len(denoiser.alphas_cumprod):
         raise Misconfigured("`steps`, `batch`, `images` and `image_steps` must be at least 1.", "`image_steps` can be as large as the timesteps.")
-    if not (settings.learning_rate > 0 and settings.prior >= 0 and settings.preserve >= 0):
-        raise Misconfigured("`learning_rate` must be positive, `prior` and `preserve` not negative.", "The paper's values are 8e-6, 0 and 0.")
+    if not (settings.learning_rate > 0 and settings.prior >= 0 and settings.preserve_scale >= 0):
+        raise Misconfigured("`learning_rate` must be positive, `prior` and `preserve_scale` not negative.", "The paper's values are 8e-6, 0 and 0.")
     if not 0 < settings.leave_out < 1:
         raise Misconfigured(f"`leave_out` must lie between 0 and 1; got {settings.leave_out:g}.", "Half of the words is a fair share.")
     if all(target == anchor for target, anchor in concept.pairs()):
@@ -244,7 +244,7 @@ class Training:
         student: what trains.
         latents: of the anchor's images: (n, c, h, w).
         pairs: (target prompt, anchor prompt) of each.
-        preserved: prompts to keep, if `preserve` is set.
+        preserved: prompts to keep, if `preserve_scale` is set.
         settings: see `Settings`.
     """
 
@@ -259,7 +259,11 @@ class Training:
         self.preserved = preserved
         self.settings = settings
         if settings.group != "embedding":
-            self.denoiser.conditioning(["", *(prompt for pair in dict.fromkeys(pairs) for prompt in pair), *(preserved if settings.preserve else ())])
+            self.denoiser.conditioning([
+                "",
+                *(prompt for pair in dict.fromkeys(pairs) for prompt in pair),
+                *(preserved if settings.preserve_scale else ()),
+            ])
 
     def loss(self, _: int, rng: torch.Generator) -> torch.Tensor:
         """Return the loss of a step: a scalar."""
@@ -274,10 +278,10 @@ class Training:
             total = (self.predict(x_t, t, targets) - goal).square().mean()
             if prior is not None:
                 total = total + settings.prior * (prior - noised.added).square().mean()
-            if settings.preserve:
+            if settings.preserve_scale:
                 with torch.no_grad():
                     before = denoiser.predict(x_t, t, denoiser.conditioning(kept), denoiser.view)
-                total = total + settings.preserve * (self.predict(x_t, t, kept) - before).square().mean()
+                total = total + settings.preserve_scale * (self.predict(x_t, t, kept) - before).square().mean()
         return total
 
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
