@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.concept import Concept, concept
+from assay.concept import Concept, concept, together
 from assay.errors import Misconfigured
 
 NAMES = st.text("abc {}%,'é", min_size=1, max_size=8).filter(str.strip)
@@ -103,3 +103,32 @@ def test_bad_concepts_are_refused():
 
 def test_concepts_from_lists_are_those_from_tuples():
     assert concept("x", kind="style", preserve=["y"], subjects=["cat"]) == Concept("x", "style", preserve=("y",), subjects=("cat",))
+
+
+def test_concepts_together():
+    cats = Concept("cat", "object", "dog", members=("cat", "cat face"), preserve=("sun", "clock"))
+    clocks = Concept("clock", "object", "sun", preserve=("cat", "moon"))
+    both = together([cats, clocks])
+    assert both.name == "cat + clock"
+    assert both.pairs() == [
+        ("cat", "dog"),
+        ("a picture of cat", "a picture of dog"),
+        ("cat face", "dog"),
+        ("a picture of cat face", "a picture of dog"),
+        ("clock", "sun"),
+        ("a picture of clock", "a picture of sun"),
+    ]
+    assert both.preserved() == ["", "sun", "a picture of sun", "moon", "a picture of moon"]  # neither cats nor clocks are kept
+    assert [part.pairs() for part in both.parts] == [cats.pairs(), clocks.pairs()]
+    assert together([both, Concept("red")]).pairs() == [*both.pairs(), ("red", "")]
+
+
+def test_one_concept_together_is_itself():
+    assert together([Concept("cat", anchor="dog")]) == Concept("cat", anchor="dog")
+
+
+def test_an_anchor_that_goes_itself_is_refused():
+    with pytest.raises(Misconfigured, match="`noto` takes the place"):
+        together([Concept("twemoji", "style", "noto"), Concept("noto", "style", "fluent")])
+    with pytest.raises(Misconfigured, match="no concept"):
+        together([])

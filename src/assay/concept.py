@@ -6,7 +6,7 @@ A concept is a name, a kind that says how the name is put into words, an anchor 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from assay.errors import Misconfigured
@@ -39,6 +39,7 @@ class Concept:
         preserve: concepts of the same kind that must stay.
         subjects: subjects that a style is put on.
         styles: styles that an object is put in.
+        parts: the concepts that this one stands for, if it stands for several; see `together`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Concept:
     preserve: tuple[str, ...] = ()
     subjects: tuple[str, ...] = field(default=(), repr=False)
     styles: tuple[str, ...] = field(default=(), repr=False)
+    parts: tuple[Concept, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the kind and the name.
@@ -73,6 +75,8 @@ class Concept:
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return (target prompt, anchor prompt) pairs that differ in the concept alone; without an anchor it is the empty prompt."""
+        if self.parts:
+            return list(dict.fromkeys(pair for part in self.parts for pair in part.pairs()))
         pairs = []
         for name in self.members or (self.name,):
             targets = self._phrases(name)
@@ -81,9 +85,42 @@ class Concept:
 
     def preserved(self) -> list[str]:
         """Return the prompts of the concepts to be preserved; the empty prompt first, because guidance needs it."""
+        if self.parts:
+            return list(dict.fromkeys(prompt for part in self.parts for prompt in part.preserved()))
         return ["", *dict.fromkeys(prompt for name in self.preserve for prompt in self.words(name))]
 
 
-def concept(name: str, *, kind: Kind = "free", anchor: str = "", preserve: Sequence[str] = (), **more: Sequence[str]) -> Concept:
+def concept(
+    name: str,
+    *,
+    kind: Kind = "free",
+    anchor: str = "",
+    members: Sequence[str] = (),
+    preserve: Sequence[str] = (),
+    subjects: Sequence[str] = (),
+    styles: Sequence[str] = (),
+) -> Concept:
     """Build a `Concept` from plain sequences."""
-    return Concept(name, kind, anchor, preserve=tuple(preserve), **{key: tuple(value) for key, value in more.items()})
+    return Concept(name, kind, anchor, members=tuple(members), preserve=tuple(preserve), subjects=tuple(subjects), styles=tuple(styles))
+
+
+def together(concepts: Sequence[Concept]) -> Concept:
+    """Join concepts into one that stands for all: every pair of prompts, and all that is preserved except what is acted on.
+
+    Raises:
+        Misconfigured: there is none, or the anchor of one is acted on itself.
+    """
+    if not concepts:
+        raise Misconfigured("There is no concept.", "Give at least one.")
+    parts = [part for concept in concepts for part in concept.parts or (concept,)]
+    if len(parts) == 1:
+        return parts[0]
+    gone = {name.removesuffix(" style") for part in parts for name in (part.name, *part.members)}
+    for part in parts:
+        if part.anchor.removesuffix(" style") in gone:
+            raise Misconfigured(
+                f"`{part.anchor}` takes the place of `{part.name}` and is to go itself.", "Give an anchor that stays, with `--anchor`."
+            )
+    kept = [replace(part, preserve=tuple(name for name in part.preserve if name.removesuffix(" style") not in gone)) for part in parts]
+    anchors = " + ".join(dict.fromkeys(part.anchor for part in parts if part.anchor))
+    return Concept(" + ".join(part.name for part in parts), parts[0].kind, anchors, parts=tuple(kept))

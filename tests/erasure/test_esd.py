@@ -74,8 +74,8 @@ def test_the_gradient_agrees_with_a_finite_difference(denoiser):
     x_t, t = point(denoiser)
     concept, away, source = training.prompts([training.pairs[0]] * 2)
     target = training.target(x_t, t, concept, away, source)
-    name = max((name for name in training.masters if ".to_v." in name), key=lambda name: training.masters[name].numel())
-    master = training.masters[name]
+    name = max((name for name in training.student.masters if ".to_v." in name), key=lambda name: training.student.masters[name].numel())
+    master = training.student.masters[name]
     (gradient,) = torch.autograd.grad(training.distance(x_t, t, concept, target), [master])
     kept, step = master.detach().clone(), 0.05
     values = []
@@ -118,7 +118,7 @@ def test_the_student_samples_with_its_own_weights(denoiser):
     for latents in ("student", "base"):
         training = start(denoiser, latents=latents, ddim_steps=10)
         with torch.no_grad():
-            for master in training.masters.values():
+            for master in training.student.masters.values():
                 master.mul_(3)
         draws[latents] = training.sample(1)[0]
     assert not torch.equal(draws["student"], draws["base"])

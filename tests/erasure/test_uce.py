@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.concept import Concept
+from assay.concept import Concept, together
 from assay.erasure import uce
 from assay.errors import Misconfigured
 from assay.noise import generator
@@ -158,6 +158,19 @@ def test_the_concept_looks_like_the_anchor_and_others_stay(denoiser):
     gap = (before["cat"] - before["dog"]).norm()
     assert (after["cat"] - before["dog"]).norm() < 0.5 * gap
     assert (after["sun"] - before["sun"]).norm() < 0.5 * (after["cat"] - before["cat"]).norm()
+
+
+def test_several_concepts_are_one_solve(denoiser):
+    """Each with its own anchor: the rows of all stand in one sum, whose minimiser lstsq finds over the stacked rows."""
+    cat, sun = Concept("cat", anchor="dog", preserve=("sun", "red")), Concept("sun", preserve=("blue",))
+    both = together([cat, sun])
+    patch = uce.erase(denoiser, both)
+    rows = [uce.paired_states(denoiser, pairs, "all") for pairs in ([("cat", "dog")], [("sun", "")])]
+    targets, anchors = (torch.cat([part[side] for part in rows]) for side in (0, 1))
+    preserved = uce.preserved_states(denoiser, ["", "red", "blue"], "all")
+    for name, weight in denoiser.group("cross_attention.kv").items():
+        expected = least_squares(weight, targets, anchors, preserved, 1.0, 1.0, 0.1)
+        assert np.abs(patch.tensors[f"delta/{name}"].numpy() - (expected - weight.double().numpy())).max() < 1e-6
 
 
 def test_takes_no_pass_of_the_network(denoiser):

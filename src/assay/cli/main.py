@@ -115,7 +115,7 @@ def generate(**options: Any) -> None:
 @cli.command(cls=MethodCommand)
 @model_argument
 @click.option("--method", required=True, help="How: see `assay methods erase`.")
-@click.option("--concept", required=True, help="What to take out.")
+@click.option("--concept", required=True, help="What to take out; several are separated by `;`.")
 @click.option("--kind", type=click.Choice(["style", "object", "work", "free"]), help="What the concept is; guessed for works known to assay.")
 @click.option("--anchor", help="What takes its place; the nearest concept by default.")
 @click.option("--preserve", multiple=True, help="What must stay; repeatable.")

@@ -25,20 +25,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from assay.concept import Concept
-from assay.denoiser import Denoiser, tensor_digest
-from assay.errors import Misconfigured, Unsupported
+from assay.denoiser import Denoiser
+from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
 from assay.noise import derive, generator
-from assay.patch import Manifest, Patch
-from assay.record import digest_of
-from assay.training.loop import Run, Schedule
+from assay.patch import Patch
+from assay.training.finetune import Student, finetune, schedule
 
 GROUPS = {"esd-x": "cross_attention", "esd-x-strict": "cross_attention.kv", "esd-u": "not_cross_attention", "esd-all": "unet"}
 
@@ -111,22 +111,23 @@ def erase(
 
     Raises:
         Misconfigured: a setting is out of range, there is no anchor to go toward, or the training diverged.
+        Unsupported: the model is in float16.
     """
     weights = check(denoiser, concept, settings)
     training = Training(denoiser, concept, settings, weights, seed)
-    base = {name: tensor_digest(denoiser.replaced.get(name, tensor)) for name, tensor in weights.items()}
-    plan = digest_of([asdict(settings), asdict(concept), seed, base])
-    schedule = Schedule(settings.steps, settings.batch, settings.learning_rate, warmup=0, decay=0, weight_decay=0, beta2=0.999, clip=math.inf, ema=0)
-    run = Run(training.masters, training.loss, schedule, seed=seed, folder=folder, plan=plan)
-    every = -(-25 // settings.resample) * settings.resample  # where new x_t are due, so that none need be kept
-    if not all(map(math.isfinite, run.run(every=every, progress=progress))):
-        raise Misconfigured("The training diverged: the loss is not finite.", "Lower `learning_rate`.")
-    tensors = {
-        f"delta/{name}": (settings.strength * (training.masters[name].detach() - weight.detach().float())).cpu() for name, weight in weights.items()
-    }
-    if folder is not None:
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-    return Patch(Manifest(method="esd", settings=asdict(settings), made_for=f"erase {concept.name}", base=base), tensors)
+    return finetune(
+        training.student,
+        training.loss,
+        schedule(settings),
+        method="esd",
+        settings=settings,
+        concept=concept,
+        seed=seed,
+        strength=settings.strength,
+        every=-(-25 // settings.resample) * settings.resample,  # where new x_t are due, so that none need be kept
+        folder=folder,
+        progress=progress,
+    )
 
 
 def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str, torch.Tensor]:
@@ -134,7 +135,6 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
 
     Raises:
         Misconfigured: a setting is out of range, or there is no anchor to go toward.
-        Unsupported: the model is in float16.
     """
     if settings.group not in GROUPS or settings.latents not in ("student", "base"):
         raise Misconfigured(
@@ -148,8 +148,6 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
         raise Misconfigured("`learning_rate` must be positive and `eta` finite.", "The paper's values are 1e-5 and 1.")
     if settings.toward_anchor and concept.anchor in ("", concept.name):
         raise Misconfigured("`toward_anchor` needs an anchor other than the concept.", "Give one, or leave the setting off.")
-    if denoiser.dtype == torch.float16:
-        raise Unsupported(f"{denoiser.name} is in float16, in which gradients underflow.", "Load it in bfloat16 or float32.")
     return denoiser.group(GROUPS[settings.group])
 
 
@@ -169,10 +167,9 @@ class Training:
         self.denoiser = denoiser
         self.settings = settings
         self.seed = seed
-        self.masters = {name: tensor.detach().float().clone().requires_grad_() for name, tensor in weights.items()}
+        self.student = Student(denoiser, weights)
         self.pairs = [(target, anchor if settings.toward_anchor else "") for target, anchor in concept.pairs()]
         denoiser.conditioning([settings.erase_from, *(prompt for pair in self.pairs for prompt in pair)])
-        self.student = StandIn(denoiser.unet)
         self.drawn: tuple[torch.Tensor, tuple[int, int], list[tuple[str, str]]] | None = None
         self.timesteps = [len(denoiser.alphas_cumprod), *denoiser.timesteps(settings.ddim_steps).tolist()]
 
@@ -194,8 +191,8 @@ class Training:
         concept, _, source = self.prompts(pairs)
         seeds = [derive(self.seed, "esd", step, row) for row in range(settings.batch)]
         options = {"steps": settings.ddim_steps, "guidance": settings.guidance, "stop": taken}
-        tensors = self._cast() if settings.latents == "student" else {}
-        x_t = self.student.run(tensors, self.denoiser.sample, concept if source is None else source, seeds, **options)
+        sampler = partial(self.student.run, self.denoiser.sample) if settings.latents == "student" else self.denoiser.sample
+        x_t = sampler(concept if source is None else source, seeds, **options)
         return x_t, (self.timesteps[taken + 1], self.timesteps[taken]), pairs
 
     def prompts(self, pairs: list[tuple[str, str]]) -> tuple[Conditioning, Conditioning, Conditioning | None]:
@@ -213,28 +210,4 @@ class Training:
 
     def distance(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, target: torch.Tensor) -> torch.Tensor:
         """Return the mean squared distance of the trained model's prediction from a target: a scalar."""
-        return (self.student.run(self._cast(), self.denoiser.predict, x_t, t, conditioning) - target).square().mean()
-
-    def _cast(self) -> dict[str, torch.Tensor]:
-        return {name: master.to(self.denoiser.dtype) for name, master in self.masters.items()}
-
-
-class StandIn(torch.nn.Module):
-    """Makes calls of a denoiser while tensors stand in for some of its weights, which are not touched.
-
-    Args:
-        unet: the network whose weights are stood in for.
-    """
-
-    def __init__(self, unet: torch.nn.Module) -> None:
-        """Hold the network under the name that prefixes its tensors."""
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, call: Callable[..., torch.Tensor], *arguments: Any, **options: Any) -> torch.Tensor:
-        """Make the call."""
-        return call(*arguments, **options)
-
-    def run(self, tensors: dict[str, torch.Tensor], call: Callable[..., torch.Tensor], *arguments: Any, **options: Any) -> torch.Tensor:
-        """Make the call with these tensors in place, by their names in `Denoiser.weights`; gradients flow to them."""
-        return torch.func.functional_call(self, tensors, (call, *arguments), options, tie_weights=False)
+        return (self.student.run(self.denoiser.predict, x_t, t, conditioning) - target).square().mean()

@@ -24,6 +24,9 @@ the end token, or zeros where a pipeline gives zeros for the empty prompt), but 
 as guidance gives it, or guidance drifts; s_p does not depend on the number of concepts. On
 SDXL c is both encoders' states side by side; the pooled embedding is left alone.
 
+Erasing maps to an anchor, moderating to the empty prompt (an empty anchor), and both take any number of concepts at once (`Concept.parts`), each with
+its own anchor, in one solve; `uce_debias` evens out attributes.
+
 Cost: no pass of the UNet; the encoding of all prompts, one factorisation, one product a matrix. Known failure: keys and values read no more
 dimensions than the text is wide, so that many concepts, or a lam far below the states' mean square, spill over onto what is not preserved; what
 other words say of the concept stays.

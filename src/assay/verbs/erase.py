@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from assay import settings as method_settings
-from assay.concept import Concept, Kind
+from assay.concept import Concept, Kind, together
 from assay.denoiser import Denoiser, to_pictures
+from assay.errors import Misconfigured
 from assay.jobs.outcome import Outcome
 from assay.noise import derive
 from assay.patch import Patch
@@ -35,7 +36,17 @@ def text_vectors(denoiser: Denoiser, texts: Sequence[str]) -> np.ndarray:
 def concept_for(
     session: Session, works: Works | None, name: str, kind: Kind | None = None, anchor: str | None = None, preserve: Sequence[str] = ()
 ) -> Concept:
-    """Return the concept in the terms of the works where there are works that know it, else in plain words."""
+    """Return the concept in the terms of the works where there are works that know it, else in plain words; `A; B` means both together.
+
+    Raises:
+        Misconfigured: the numbers of concepts and of anchors do not fit.
+    """
+    if len(names := [part.strip() for part in name.split(";") if part.strip()]) > 1:
+        anchors = [None] * len(names) if anchor is None else [part.strip() for part in anchor.split(";")]
+        if len(anchors) not in (1, len(names)):
+            raise Misconfigured(f"There are {len(anchors)} anchors for {len(names)} concepts.", "Give one for all, or one each.")
+        anchors *= len(names) // len(anchors)
+        return together([concept_for(session, works, one, kind, other, preserve) for one, other in zip(names, anchors, strict=True)])
     if works is None or kind in ("work", "free"):
         return Concept(name, kind or "free", anchor or "", preserve=tuple(preserve))
     return known.find(
@@ -65,7 +76,7 @@ def erase(
 
     Args:
         model: a built-in name, a folder, a hub id or a loaded denoiser.
-        concept: its name, or a whole `Concept`.
+        concept: its name, several separated by `;`, or a whole `Concept`.
         method: see `assay methods erase`.
         kind: what the concept is; guessed where the works know it.
         anchor: what takes its place.

@@ -69,6 +69,9 @@ def part_of(session: Session, works: Works, concept: Concept | None) -> Callable
     """
     if concept is None:
         return lambda title, style: "rest"
+    if concept.parts:
+        parts = [part_of(session, works, one) for one in concept.parts]
+        return lambda title, style: min((part(title, style) for part in parts), key=PARTS.index)
     embed = partial(text_vectors, session.denoiser)
     if concept.kind == "style":
         others = [f"{style} style" for style in known.styles(works) if style != concept.name]
