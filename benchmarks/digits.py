@@ -2,7 +2,7 @@
 
     python benchmarks/digits.py [--folder out/digits] [--processes 2]
 
-Trains 128 models on random halves (64 complementary pairs), and 24 of those subsets once more with another seed: about 10 minutes on two free cores,
+Trains 128 models on random halves (64 complementary pairs), and 24 of those subsets once more with another seed: 14 minutes on two busy cores,
 and it goes on where it was. Then: do the models draw digits; can a model's members be told, by the plain loss, by the likelihood ratio, and by the
 ratio's control, which scores every model against another pair's subset; how well do seeds agree, and what do attributions score beside that ceiling.
 Intervals are over pairs of models, the works being the same ones: bootstrapped, and jackknifed for ranks, which a bootstrap's ties would lower.
