@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 
 from assay.errors import AssayError
-from assay.evaluation.intervals import bootstrap, ratio_interval, wilson
+from assay.evaluation.intervals import bootstrap, jackknife, ratio_interval, wilson
 
 
 def test_wilson_of_all_successes_is_n_over_n_plus_z_squared():
@@ -108,3 +108,19 @@ def test_bootstrap_takes_any_statistic_and_depends_on_its_seed_alone():
 def test_impossible_counts_are_refused(call):
     with pytest.raises(AssayError):
         call()
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
+def test_the_jackknife_of_a_mean_is_its_standard_error(values):
+    # Leaving out x_i moves the mean by (mean - x_i) / (n - 1), so that the jackknife's variance is s^2 / n.
+    low, high = jackknife(np.array(values), lambda left: float(left.mean()))
+    assert (low + high) / 2 == pytest.approx(np.mean(values), abs=1e-9)
+    assert (high - low) / 2 == pytest.approx(1.959963984540054 * np.std(values, ddof=1) / math.sqrt(len(values)), abs=1e-6)
+
+
+def test_the_jackknife_leaves_out_whole_clusters():
+    values = np.arange(6.0)
+    assert jackknife(values, np.sum, ["b", "b", "a", "a", "c", "c"]) == pytest.approx(jackknife(values.reshape(3, 2), np.sum))
+    for wrong in (lambda: jackknife(values, np.sum, ["a"] * 6), lambda: jackknife(values, np.sum, level=1.0)):
+        with pytest.raises(AssayError):
+            wrong()
