@@ -36,10 +36,10 @@ def test_chapters_of_figures_name_them(tmp_path):
     """A file with one attack and one attribution becomes a chapter with those figures and no other."""
     rate = {"value": 0.25, "low": 0.2, "high": 0.3, "chance": 0.001}
     rates = {"auc": rate, "tpr_at_1%": rate, "tpr_at_0.1%": rate}
-    half = {"models": 4, "seed_to_seed": rate, "ceiling": rate, "datamodel": rate}
+    half = {"models": 4, "seed_to_seed": rate, "ceiling": rate, "datamodel": rate, "pixel similarity": rate}
     figures = {
         "drawing": {"judged_as_asked": {"real": rate | {"n": 10}}},
-        "membership": {"models": 8, "attacks": {"loss": rates, "likelihood ratio": rates}},
+        "membership": {"models": 8, "attacks": {"loss": rates, world.STRONGEST: rates, "likelihood ratio": rates}},
         "attribution": {"all models": half, "models that did not see the query": half},
     }
     (tmp_path / "digits.json").write_text(json.dumps(figures))

@@ -95,6 +95,9 @@ def _metrics(figures: Mapping[str, Any], better: Any, prefix: str = "", n: int |
             yield from _metrics(value, better, f"{prefix}{name}.", n)
 
 
+STRONGEST = "likelihood ratio of the loss, a work's own variance"
+
+
 def _digits(figures: Figures) -> Record:
     membership, attribution = figures["membership"], figures["attribution"]
     attacks = [
@@ -106,7 +109,7 @@ def _digits(figures: Figures) -> Record:
         for name, row in attribution[where].items():
             if isinstance(row, Mapping):
                 scored.append([where, name, f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"])
-    best, plain = membership["attacks"]["likelihood ratio"], membership["attacks"]["loss"]
+    best, plain = membership["attacks"][STRONGEST], membership["attacks"]["loss"]
     unseen = attribution["models that did not see the query"]
     return Record(
         command="bench",
@@ -121,7 +124,8 @@ def _digits(figures: Figures) -> Record:
             f"Of members, the likelihood ratio finds {best['tpr_at_0.1%']['value']:.1%} at one false accusation in 1,000, "
             f"the plain loss {plain['tpr_at_0.1%']['value']:.1%} (chance 0.1 %).",
             f"Two seeds agree on how subsets rank with {unseen['seed_to_seed']['value']:.2f}, so that no prediction of an unseen digit's loss can "
-            f"score above {unseen['ceiling']['value']:.2f}; a datamodel fitted to half of the trainings scores {unseen['datamodel']['value']:.2f}.",
+            f"score above {unseen['ceiling']['value']:.2f}; a datamodel fitted to half of the trainings scores {unseen['datamodel']['value']:.2f}, pixel "
+            f"similarity {unseen['pixel similarity']['value']:.2f}.",
         ],
         tables=[
             Table(
@@ -132,7 +136,7 @@ def _digits(figures: Figures) -> Record:
             Table(title="Attribution: linear datamodeling score", columns=["models", "attribution", "score"], rows=scored),
         ],
         shows_not=[
-            "That a large model leaks as much: these models are trained some two hundred times through 900 digits, so that members show.",
+            "That a large model leaks as much: these models are trained about a hundred times through 900 digits, so that members show.",
             "Anything about works that come in many copies or versions: every digit is in the table once.",
         ],
     )
