@@ -124,8 +124,8 @@ def _digits(figures: Figures) -> Record:
             f"Of members, the likelihood ratio finds {best['tpr_at_0.1%']['value']:.1%} at one false accusation in 1,000, "
             f"the plain loss {plain['tpr_at_0.1%']['value']:.1%} (chance 0.1 %).",
             f"Two seeds agree on how subsets rank with {unseen['seed_to_seed']['value']:.2f}, so that no prediction of an unseen digit's loss can "
-            f"score above {unseen['ceiling']['value']:.2f}; a datamodel fitted to half of the trainings scores {unseen['datamodel']['value']:.2f}, pixel "
-            f"similarity {unseen['pixel similarity']['value']:.2f}.",
+            f"score above {unseen['ceiling']['value']:.2f}; a datamodel fitted to half of the trainings scores "
+            f"{unseen['datamodel']['value']:.2f}, pixel similarity {unseen['pixel similarity']['value']:.2f}.",
         ],
         tables=[
             Table(
