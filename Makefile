@@ -20,8 +20,9 @@ lint: $(VENV)/.tested
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-cache
 
+# One thread a process and a process a core: most tests are too small for two threads.
 unit: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The same figures on processors with wide vectors and matrix units as on those without.
 avx2: $(VENV)/.tested
@@ -36,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) ruff basedpyright import-linter pytest pytest-timeout hypothesis jsonschema peft tokenizers
+	$(PIP) ruff basedpyright import-linter pytest pytest-timeout pytest-xdist hypothesis jsonschema peft tokenizers
 	touch $@
 
 clean:
