@@ -13,6 +13,8 @@ from assay.errors import AssayError, BadInput, Misconfigured, Missing, Unsupport
 from assay.noise import normal
 from assay.testing import save_tiny, tiny
 from assay.testing.pipelines import tiny_pipeline
+from assay.training.recipe import untrained
+from assay.training.unet import UNetSettings
 
 pytestmark = pytest.mark.portable
 
@@ -288,3 +290,18 @@ def test_errors_are_one_paragraph_with_a_remedy():
         locate("/nowhere/at/all")
     assert "\n" not in str(caught.value)
     assert caught.value.hint
+
+
+def test_a_model_may_ship_with_a_unet_alone(tmp_path, monkeypatch):
+    """As emoji32 does: what its folder does not hold is another model's."""
+    base = load(save_tiny(tmp_path / "base"))
+    shape = {"widths": (8, 8), "attention": (True, True), "heads": 2, "groups": 4}
+    small = untrained(base, UNetSettings(**shape), side=8, name="small")
+    small.unet.save_pretrained(tmp_path / "small" / "unet")
+    small.pipeline.save_config(tmp_path / "small")
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["model_index.json", "unet"]
+    monkeypatch.setattr("assay.denoiser.SHARING", {str(tmp_path / "small"): str(tmp_path / "base")})
+    loaded = load(tmp_path / "small")
+    assert loaded.digest == small.digest != base.digest
+    assert loaded.image_size == base.image_size // 2
+    assert torch.equal(loaded.generate(["red circle"], [0], steps=2), small.generate(["red circle"], [0], steps=2))

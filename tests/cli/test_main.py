@@ -337,3 +337,15 @@ def test_erase_then_generate_then_fuse(world, tmp_path, capsys):
     call(capsys, "patch", "scale", patch, "--by", -1, "--out", tmp_path / "negative")
     call(capsys, "patch", "add", patch, tmp_path / "negative", "--out", tmp_path / "sum")
     call(capsys, "patch", "export-lora", patch, "--out", tmp_path / "lora", code=2)
+
+
+def test_retrain_plans_and_refuses_from_the_command_line(world, capsys):
+    """The built-in references by name; a misspelt condition is an error of one paragraph that names what is close."""
+    data = the_object(call(capsys, "retrain", "--reference", "no-noto", "--dry-run", "--json"))
+    assert data["plan"]["passes"] > 0
+    assert data["out"] is None
+    failed = the_object(call(capsys, "retrain", "--drop", "style=notto", "--json", code=2))
+    assert failed["error"]["type"] == "Missing"
+    assert "noto" in failed["error"]["hint"]
+    failed = the_object(call(capsys, "retrain", world / "model", "--works", world / "works.parquet", "--json", code=2))
+    assert "recipe" in failed["error"]["message"]
