@@ -110,7 +110,8 @@ class Index:
             for shard, start, low, high in zip(self.shards, starts, bounds, bounds[1:], strict=False):
                 places = order[low:high]
                 taken[places] = shard[rows[places] - start]
-        self.touched += len(taken) * 2**13  # neighbouring pages of a file come with the one that is read
+        # A row that is read alone brings the 64 KB around it into memory.
+        self.touched += taken.nbytes if isinstance(rows, slice) else len(taken) * 2**16
         if self.touched > MAPPED:
             self.release()
         return means(taken, EACH)
