@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -232,7 +233,7 @@ def apart(python: str, *words: object) -> dict[str, Any]:
 def stage(words: list[str]) -> None:
     """Do one stage and print what came out, with the memory that the largest of its processes held."""
     name, *rest = words
-    result = {"ours": ours, "files": ours_from_files, "rival": lambda which, files: rival(which, Path(files))}[name](
+    result = {"ours": ours, "read": read, "pairs": pairs_of, "files": ours_from_files, "rival": lambda which, files: rival(which, Path(files))}[name](
         *(rest if name == "rival" else map(Path, rest))
     )
     own = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())  # ru_maxrss of itself would be that of whoever started it, if larger
@@ -315,6 +316,66 @@ def million(folder: Path, count: int) -> dict[str, Any]:
     }
 
 
+TURNS = [(flip, list(order)) for flip in (1, -1) for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0))]
+"""Mirrored or not, and the order of colours: ten works of one, whose thumbnails follow exactly from its own."""
+
+
+def search(folder: Path, count: int) -> dict[str, Any]:
+    """Measure the comparison alone: `count` thumbnails, ten of each of a tenth of the works, then one in a hundred more, and the brute force."""
+    from assay.works.index import Index
+
+    make_all(folder / "works", count // len(TURNS))
+    shutil.rmtree(folder / "index", ignore_errors=True)
+    first = apart(sys.executable, "read", folder / "works", folder / "base")
+    base = np.concatenate(Index(folder / "base").shards).reshape(-1, 16, 16, 3)
+    thumbnails = np.concatenate([base[:, :, ::flip][..., order] for flip, order in TURNS])
+    thumbnails = np.concatenate([thumbnails, base[: count // 100, ::-1]]).reshape(-1, 768)  # more: upside down
+    names = np.array([f"{row:064}" for row in range(len(thumbnails))], "S64")
+    (folder / "index").mkdir()
+
+    def put(shard: int, start: int, stop: int) -> None:
+        np.save(folder / f"index/thumbnails-{shard:05}.npy", thumbnails[start:stop])
+        np.save(folder / f"index/ids-{shard:05}.npy", names[start:stop])
+
+    whole = len(base) * len(TURNS)
+    cuts = [*range(0, whole, 16384), whole]
+    for shard, (start, stop) in enumerate(pairwise(cuts)):
+        put(shard, start, stop)
+    result: dict[str, Any] = {"reading": first, "works": whole, "whole": apart(sys.executable, "pairs", folder / "index")}
+    print(json.dumps(result), flush=True)
+    put(len(cuts) - 1, whole, len(thumbnails))
+    result["more_works"], result["more"] = len(thumbnails) - whole, apart(sys.executable, "pairs", folder / "index")
+    result["more_over_whole"] = round(result["more"]["seconds"] / result["whole"]["seconds"], 4)
+    return result | {"judged_against_brute_force": brute(folder / "index", 256)}
+
+
+def read(works: Path, index: Path) -> dict[str, Any]:
+    """Decode the pictures of works into an index."""
+    from functools import partial
+
+    from assay.works import Works
+    from assay.works.index import Index
+    from assay.works.table import pictures
+
+    table, started = Works.read(works, images=False), time.monotonic()
+    kept = Index(index)
+    kept.add(table.table.column("id"), partial(pictures, works))
+    seconds = time.monotonic() - started
+    return {"works": len(table), "seconds": seconds, "works_per_second": round(len(table) / seconds, 1)}
+
+
+def pairs_of(index: Path) -> dict[str, Any]:
+    """Open an index and find the near-duplicates in it."""
+    from assay.works.index import Index
+
+    started = time.monotonic()
+    kept = Index(index)
+    opened = time.monotonic()
+    pairs, _ = kept.pairs(THRESHOLD)
+    ended = time.monotonic()
+    return {"seconds": ended - started, "opening": opened - started, "processor_seconds": time.process_time(), "pairs": len(pairs)}
+
+
 def beside(folder: Path, count: int, rivals: str | None) -> dict[str, Any]:
     """Measure this and the other packages on the same PNG files."""
     from assay.works.table import pictures
@@ -350,7 +411,7 @@ def main() -> None:
     parser.add_argument("--works", type=int, default=1_000_000)
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 50_000])
     parser.add_argument("--rivals", help="A Python that has imagededup and cleanvision.")
-    parser.add_argument("--only", choices=["make", "million", "beside"])
+    parser.add_argument("--only", choices=["make", "million", "search", "beside"])
     parser.add_argument("--out", type=Path, default=HERE / "duplicates.json")
     parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -365,9 +426,11 @@ def main() -> None:
         return
     result = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     result |= {"threshold": THRESHOLD, "threads": 2, "kinds": list(KINDS), "limits_of_others": {"seconds": LIMIT_SECONDS, "bytes": LIMIT_BYTES}}
-    if asked.only != "beside":
+    if asked.only in {None, "million"}:
         result["million"] = million(asked.folder / "million", asked.works)
-    if asked.only != "million":
+    if asked.only in {None, "search"}:
+        result["search"] = search(asked.folder / "search", asked.works)
+    if asked.only in {None, "beside"}:
         result["beside"] = [beside(asked.folder / f"beside-{count}", count, asked.rivals) for count in asked.sizes]
     asked.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from assay.errors import Unsupported
 from assay.works import neighbours
+from assay.works.index import spread
 from assay.works.neighbours import apart, directions, encode, gap, grow, near
 
 
@@ -96,6 +98,16 @@ def test_points_that_are_all_the_same():
     """Expected: every pair, 0 apart, though there is no direction in which they vary."""
     pairs, squares = near(np.full((9, 768), 0.7, np.float32), 1e-12)
     assert (len(pairs), squares.max()) == (36, 0)
+
+
+def test_more_pairs_than_memory_should_hold(monkeypatch):
+    """Expected: an error from the 37th pair of 9 equal points on, and none at 36; the same where copies share a place in an index."""
+    monkeypatch.setattr(neighbours, "MOST", 36)
+    assert len(near(np.zeros((9, 3), np.float32), 1.0)[0]) == 36
+    with pytest.raises(Unsupported, match="more than 36"):
+        near(np.zeros((10, 3), np.float32), 1.0)
+    with pytest.raises(Unsupported, match="more than 36"):
+        spread(np.zeros(10, np.int64), np.zeros((0, 2), np.int64), np.zeros(0))
 
 
 def test_progress_ends_at_the_end():

@@ -38,7 +38,11 @@ def means(sums: np.ndarray, each: int) -> np.ndarray:
 
 
 def close_pairs(features: np.ndarray, threshold: float = THRESHOLD, block: int = LEAF) -> np.ndarray:
-    """Return the pairs (i, j), i < j, with root mean square difference below `threshold`: int64, (pairs, 2), sorted."""
+    """Return the pairs (i, j), i < j, with root mean square difference below `threshold`: int64, (pairs, 2), sorted.
+
+    Raises:
+        Unsupported: there are more pairs than memory should hold.
+    """
     return near(features, threshold**2 * features.shape[1], leaf=block)[0]
 
 

@@ -27,7 +27,7 @@ from assay.errors import BadInput
 from assay.record import write_atomically
 from assay.works.clusters import SIDE, means, sums
 from assay.works.images import decode, fit
-from assay.works.neighbours import CORES, near
+from assay.works.neighbours import CORES, bounded, near
 
 pc: Any = pyarrow.compute  # whose functions are made while it is imported
 MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
@@ -110,7 +110,8 @@ class Index:
             for shard, start, low, high in zip(self.shards, starts, bounds, bounds[1:], strict=False):
                 places = order[low:high]
                 taken[places] = shard[rows[places] - start]
-        self.touched += len(taken) * 2**13  # neighbouring pages of a file come with the one that is read
+        # A row that is read alone brings the 64 KB around it into memory.
+        self.touched += taken.nbytes if isinstance(rows, slice) else len(taken) * 2**16
         if self.touched > MAPPED:
             self.release()
         return means(taken, EACH)
@@ -174,6 +175,9 @@ class Index:
 
         Returns:
             Pairs (i, j) of places in the index, i < j, sorted: int64, (pairs, 2). And their differences: float64, (pairs,).
+
+        Raises:
+            Unsupported: there are more pairs than memory should hold.
         """
         ids = self.ids
         known, pairs, squares = self.kept(threshold, ids)
@@ -251,12 +255,16 @@ def spread(places: np.ndarray, pairs: np.ndarray, apart: np.ndarray) -> tuple[np
 
     Returns:
         Pairs (i, j) of works, i < j, sorted: int64, (pairs, 2). And their differences: float64, (pairs,).
+
+    Raises:
+        Unsupported: there are more pairs than memory should hold.
     """
     there = np.bincount(places, minlength=int(pairs.max(initial=-1)) + 1)
     order, first = np.argsort(places, kind="stable"), np.cumsum(there) - there
     shared = np.flatnonzero(there > 1)
     both = np.concatenate([pairs, np.stack([shared, shared], axis=1)])
     times = there[both].prod(1)
+    bounded(int(times.sum()))
     which = np.repeat(np.arange(len(both)), times)
     turn = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
     left, right = both[which].T

@@ -16,11 +16,15 @@ from typing import Protocol
 
 import numpy as np
 
+from assay.errors import Unsupported
+
 DIRECTIONS = 24
 LEAF = 512
 SAMPLE = 4096
 ROWS = 4096
 COLUMNS = 2048
+MOST = 100_000_000
+"""Pairs that are listed at most: 2.4 GB."""
 CORES = min(8, os.cpu_count() or 1)
 
 
@@ -50,17 +54,32 @@ def near(
         progress: called with leaves done and leaves in all.
 
     Returns:
-        Pairs (i, j), i < j, sorted: int64, (pairs, 2). And their squared distances: float64, (pairs,). Besides them, 300 bytes a point are held.
+        Pairs (i, j), i < j, sorted: int64, (pairs, 2). And their squared distances: float64, (pairs,). Besides them, 400 bytes a point are held.
+
+    Raises:
+        Unsupported: there are more pairs than memory should hold.
     """
     count = points.shape[0]
-    found, distances = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
+    found, distances, total = [np.zeros((0, 2), np.int64)], [np.zeros(0)], 0
     for candidates in batched(possible(points, limit, known, leaf, progress) if known < count else iter(())):
         squares = ((points[candidates[:, 0]].astype(np.float64) - points[candidates[:, 1]]) ** 2).sum(1)
         found.append(np.sort(candidates[squares < limit], axis=1))
         distances.append(squares[squares < limit])
+        total += len(found[-1])
+        bounded(total)
     pairs, squares = np.concatenate(found), np.concatenate(distances)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return pairs[order], squares[order]
+
+
+def bounded(pairs: int) -> None:
+    """Stop before a list of pairs outgrows the memory, as it does where thousands of works are the same.
+
+    Raises:
+        Unsupported: there are more than `MOST`.
+    """
+    if pairs > MOST:
+        raise Unsupported(f"There are more than {MOST:,} pairs of near-duplicates.", "Lower the threshold, or remove works that are all the same.")
 
 
 def batched(candidates: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -87,9 +106,9 @@ def possible(points: Points, limit: float, known: int, leaf: int, progress: Call
     sides = [new] if known == 0 else [new, grow(codes[:known], np.arange(known), leaf)]
     del codes
     for turn, those in enumerate(sides):
-        for done, pairs in enumerate(meet(new, those, limit), 1):
+        for done, pairs in meet(new, those, limit):
             yield pairs
-            if progress:
+            if progress and not len(pairs):
                 progress(turn * len(new.cuts) + done, len(sides) * len(new.cuts))
 
 
@@ -158,8 +177,11 @@ def grow(codes: np.ndarray, rows: np.ndarray, size: int) -> Leaves:
     return Leaves(rows, codes, np.array(cuts), np.minimum.reduceat(codes, cuts), np.maximum.reduceat(codes, cuts))
 
 
-def meet(these: Leaves, those: Leaves, limit: float) -> Iterator[np.ndarray]:
-    """Yield, for each leaf of these, the pairs with those whose codes are closer than the root of `limit`; each pair once if both are the same."""
+def meet(these: Leaves, those: Leaves, limit: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield pairs of these with those whose codes are closer than the root of `limit`, after the number of leaves done; none at a leaf's end.
+
+    Where both are the same, each pair comes once.
+    """
     ends, others = np.append(these.cuts[1:], len(these.rows)), np.append(those.cuts[1:], len(those.rows))
     for leaf, (start, stop) in enumerate(zip(these.cuts.tolist(), ends.tolist(), strict=True)):
         first = leaf if these is those else 0
@@ -169,14 +191,14 @@ def meet(these: Leaves, those: Leaves, limit: float) -> Iterator[np.ndarray]:
         codes = those.codes[spots]
         inside = gap(codes, codes, low, high) < limit
         spots, codes = spots[inside], codes[inside]
-        found = [np.zeros((0, 2), np.int64)]
         for column in range(0, len(spots), COLUMNS):
             one, other = apart(these.codes[start:stop], codes[column : column + COLUMNS], limit)
-            found.append(np.stack([start + one, spots[column + other]], axis=1))
-        pairs = np.concatenate(found)
-        if these is those:
-            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-        yield np.stack([these.rows[pairs[:, 0]], those.rows[pairs[:, 1]]], axis=1)
+            one, other = start + one, spots[column + other]
+            if these is those:
+                one, other = one[one < other], other[one < other]
+            if len(one):
+                yield leaf, np.stack([these.rows[one], those.rows[other]], axis=1)
+        yield leaf + 1, np.zeros((0, 2), np.int64)
 
 
 def gap(low: np.ndarray, high: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
