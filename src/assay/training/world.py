@@ -15,7 +15,7 @@ from assay.training.unet import UNetSettings
 EMOJI32 = UNetSettings(
     widths=(64, 96),
     attention=(True, True),
-    schedule=Schedule(steps=4000, batch=64, learning_rate=8e-4, warmup=200, decay=0.6, ema=0.999),
+    schedule=Schedule(steps=2000, batch=64, learning_rate=8e-4, warmup=200, decay=0.6, ema=0.998),
 )
 """The small model of the world: images of 32 pixels, latents of 8, a UNet of 2.9 M parameters, for whatever needs more than a few retrainings."""
 SIDE32 = 8
