@@ -87,15 +87,16 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "paper-memorised": {"group": "full", "steps": 400, "batch": 4, "learning_rate": 2e-6, "prior": 1.0},
+    "paper-memorised": {"group": "full", "steps": 400, "batch": 2, "learning_rate": 1e-6, "prior": 1.0},
     "small": {
         "steps": 100,
-        "batch": 16,
+        "batch": 8,
         "learning_rate": 3e-4,
         "teacher": "base",
         "preserve_scale": 1.0,
-        "images": 96,
+        "images": 64,
         "image_steps": 15,
+        "image_guidance": 4.0,
         "image_eta": 0.0,
     },
 }

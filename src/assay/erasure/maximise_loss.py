@@ -62,7 +62,16 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "small": {"group": "cross-attention", "steps": 60, "learning_rate": 1e-4, "retain": 1.0, "margin": 1.0, "images": 48, "image_steps": 15},
+    "small": {
+        "group": "cross-attention",
+        "steps": 60,
+        "learning_rate": 1e-4,
+        "retain": 1.0,
+        "margin": 1.0,
+        "images": 48,
+        "image_steps": 15,
+        "image_guidance": 4.0,
+    },
 }
 PROBE: dict[str, Any] = {"steps": 2, "batch": 2, "images": 4, "image_steps": 2}
 """Settings that show in a second whether the method works on a model."""
