@@ -53,7 +53,7 @@ def replacing(value: torch.Tensor, name: str = NAME) -> Patch:
 
 
 def ruled(name: str = "negative_prompt") -> Patch:
-    return Patch(Manifest(), rules=(Rule(name, "green cross", (("strength", 1.0),)),))
+    return Patch(Manifest(), rules=(Rule(name, (("green cross", 1.0),), (("strength", 1.0),) if name == "negative_prompt" else ()),))
 
 
 def copies(model: Any) -> dict[str, torch.Tensor]:
@@ -312,7 +312,9 @@ def everything() -> Patch:
         "set/vae.w": exact(3, seed=6),
     }
     return Patch(
-        Manifest(method="m", settings={"rate": 0.1, "which": ["a"]}, creators=["Ä"]), tensors, (Rule("negative_prompt", "é", (("strength", 0.5),)),)
+        Manifest(method="m", settings={"rate": 0.1, "which": ["a"]}, creators=["Ä"]),
+        tensors,
+        (Rule("negative_prompt", (("é", 1.0),), (("strength", 0.5),)),),
     )
 
 

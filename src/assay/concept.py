@@ -73,6 +73,23 @@ class Concept:
         within = [template.format(concept=bare, context=context) for template in TEMPLATES.get(self.kind, ()) for context in contexts]
         return within + [template.format(concept=bare) for template in alone]
 
+    def phrase(self, concept: str) -> str:
+        """Put one concept of this kind into words by itself: `twemoji style`, `cat`; the empty text stays empty."""
+        return BARE[self.kind][0].format(concept=concept.removesuffix(" style") if self.kind == "style" else concept) if concept else ""
+
+    def alone(self) -> list[tuple[str, str]]:
+        """Return (concept, anchor) in words by themselves: one pair, or one for each concept that this one stands for."""
+        return [(part.phrase(part.name), part.phrase(part.anchor)) for part in self.parts or (self,)]
+
+    def contents(self) -> dict[str, str]:
+        """Return what each target prompt says without the concept: a style's subject; for all else the prompt itself."""
+        found = {target: target for target, _ in self.pairs()}
+        for part in self.parts or (self,):
+            if part.kind == "style":
+                bare = part.name.removesuffix(" style")
+                found |= {template.format(concept=bare, context=context): context for context in part.subjects for template in TEMPLATES["style"]}
+        return found
+
     def pairs(self) -> list[tuple[str, str]]:
         """Return (target prompt, anchor prompt) pairs that differ in the concept alone; without an anchor it is the empty prompt."""
         if self.parts:

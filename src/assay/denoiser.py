@@ -24,8 +24,8 @@ from PIL import Image
 from assay.errors import BadInput, Misconfigured, Missing, Unsupported
 from assay.families import family_of, refuse_unknown
 from assay.families.sd import Conditioning
-from assay.guidance import Predictions, Rule
-from assay.noise import normal
+from assay.guidance import Memory, Predictions, Rule
+from assay.noise import normal, uniform
 
 View = Literal["epsilon", "x0", "v"]
 CACHED = 2048
@@ -275,15 +275,17 @@ class Denoiser:
         rule = self.rules[-1] if self.rules else Rule("classifier_free")
         if guidance != 1 or self.rules:
             parts.append(self.conditioning(negative) if negative else self.conditioning([""]).expand(count))
-        if rule.prompt:
-            parts.append(self.conditioning([rule.prompt]).expand(count))
+        parts += [self.conditioning([prompt]).expand(count) for prompt, _ in rule.prompts]
+        coins = uniform(seeds, "rule").to(self.device) if self.rules else None
+        memory: Memory = {}
         joined = Conditioning.cat(parts)
         for index, t in enumerate(scheduler.timesteps[:stop]):
             times = torch.full((count * len(parts),), int(t), device=self.device)
             raw = self.predict(x.repeat(len(parts), 1, 1, 1), times, joined, self.view).chunk(len(parts))
             combined = raw[0]
             if len(parts) > 1:
-                combined = rule.combine(Predictions(raw[1], raw[0], raw[-1] if rule.prompt else raw[1], index, steps), guidance)
+                to_epsilon = 1.0 if self.view == "epsilon" else float(self.alphas_cumprod[t].sqrt().clamp(min=1e-6))  # may be 0 at the first step
+                combined = rule.combine(Predictions(raw[1], raw[0], tuple(raw[2:]), index, steps, to_epsilon, coins), guidance, memory)
             x = scheduler.step(combined, t, x, eta=eta, variance_noise=draws[:, index + 1] if eta else None).prev_sample
         return x
 

@@ -45,3 +45,10 @@ def normal(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
     import torch
 
     return torch.stack([torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
+
+
+def uniform(seeds: Sequence[int], *keys: Key) -> torch.Tensor:
+    """Draw one number in [0, 1) per seed, for what `keys` name: (len(seeds),), float32. Number i depends on `seeds[i]` and `keys` alone."""
+    import torch
+
+    return torch.tensor([float(torch.rand((), generator=generator(seed, *keys))) for seed in seeds])

@@ -154,7 +154,7 @@ class Patch:
     def save(self, path: str | Path) -> Path:
         """Write the safetensors file in one step and return its path."""
         path = Path(path)
-        rules = [{"name": rule.name, "prompt": rule.prompt, "settings": dict(rule.settings)} for rule in self.rules]
+        rules = [{"name": rule.name, "prompts": rule.prompts, "settings": dict(rule.settings)} for rule in self.rules]
         about = {"assay": self.manifest.model_dump_json(), "guidance": json.dumps(rules)}
         write_atomically(path, to_bytes({key: plain(tensor) for key, tensor in self.tensors.items()}, about))
         return path
@@ -175,7 +175,14 @@ class Patch:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
                 manifest = Manifest.model_validate_json(about["assay"])
-                rules = tuple(Rule(rule["name"], rule["prompt"], tuple(rule["settings"].items())) for rule in json.loads(about["guidance"]))
+                rules = tuple(
+                    Rule(
+                        str(rule["name"]),
+                        tuple((str(prompt), float(weight)) for prompt, weight in rule["prompts"]),
+                        tuple((str(name), float(value)) for name, value in rule["settings"].items()),
+                    )
+                    for rule in json.loads(about["guidance"])
+                )
                 keys = file.keys()
                 tensors = {key: file.get_tensor(key) for key in keys}
         except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, OSError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -118,11 +118,10 @@ def erase(
         shown = _show(denoiser, target, made, seed, folder.path, session)
         denoiser.passes = before  # the pictures are no part of the method's cost
     if session.stack:  # made on top of others, and to be used with them
-        made = Patch(made.manifest.model_copy(update={"parents": [patch.digest for patch, _ in session.stack]}), made.tensors)
+        made = replace(made, manifest=made.manifest.model_copy(update={"parents": [patch.digest for patch, _ in session.stack]}))
     made.save(folder / "patch.safetensors")
     size = (folder / "patch.safetensors").stat().st_size
     moved = _relative_change(session.denoiser, made)
-    anchor_text = f"`{target.anchor}`" if target.anchor else "the empty prompt"
     record = session.record(
         f"Can `{target.name}` be taken out of the model by {method}?",
         method=method,
@@ -130,7 +129,7 @@ def erase(
         resolved=vars(chosen) | {"anchor": target.anchor},
         digests={"patch": made.digest},
         metrics=[count("patch.tensors", len(made.names)), count("patch.bytes", size, "lower"), count("patch.relative_change", moved)],
-        findings=[f"{method.upper()} mapped `{target.name}` to {anchor_text}: {len(made.names)} tensors changed by {moved:.1%} of their norm."],
+        findings=[_finding(target, made, moved)],
         shows_not=[
             "The pictures show a few prompts; `assay evaluate` measures target, neighbours and everything else, and no attack has been tried here."
         ],
@@ -156,6 +155,15 @@ def _show(denoiser: Denoiser, target: Concept, made: Patch, seed: int, folder: P
     return save_picture(
         picture, folder, "before-after.png", f"Before and after erasing {target.name}: target prompts above, preserved prompts below."
     )
+
+
+def _finding(target: Concept, made: Patch, moved: float) -> str:
+    method = made.manifest.method.upper()
+    if made.rules:
+        prompts = ", ".join(f"`{prompt}` ({weight:+.2g})" for rule in made.rules for prompt, weight in rule.prompts)
+        return f"{method} changes no weight of the model: it is sampled by a rule, {made.manifest.made_for}, with the prompts {prompts}."
+    anchor_text = f"`{target.anchor}`" if target.anchor else "the empty prompt"
+    return f"{method} mapped `{target.name}` to {anchor_text}: {len(made.names)} tensors changed by {moved:.1%} of their norm."
 
 
 def _relative_change(denoiser: Denoiser, made: Patch) -> float:

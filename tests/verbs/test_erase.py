@@ -1,0 +1,30 @@
+"""The verb around methods that sample by a rule: what it says, what it writes, and that patches below stay parents."""
+
+from __future__ import annotations
+
+import pytest
+
+import assay
+from assay.concept import Concept
+from assay.erasure import uce
+from assay.errors import Unsupported
+from assay.patch import Patch
+from assay.patched import Patched, fuse
+from assay.testing import tiny
+
+
+def test_a_rule_is_written_on_top_of_a_patch_and_said_in_words(tmp_path):
+    model = tiny("sd-epsilon")
+    below = uce.erase(model, Concept("dog", anchor="cat"))
+    settings = {"warmup": 0, "threshold": 1.0}
+    outcome = assay.erase(model, Concept("red hat"), method="sld", settings=settings, patches=[below], out=tmp_path / "out")
+    made = Patch.load(outcome.files["patch"])
+    assert made.rules[0].prompts == (("red hat", 1.0),)
+    assert made.manifest.parents == [below.digest]
+    assert outcome.record is not None
+    assert "changes no weight" in outcome.record.findings[0]
+    assert "`red hat` (+1)" in outcome.record.findings[0]
+    with Patched(model, [(below, 1.0), (made, 1.0)]) as on:
+        assert on.rules == list(made.rules)
+    with pytest.raises(Unsupported, match="fused"):
+        fuse(model, [(made, 1.0)], tmp_path / "model")
