@@ -71,8 +71,11 @@ class Student(torch.nn.Module):
         Returns:
             What the call returns.
         """
-        cast = {name: master.to(self.weights[name].dtype) for name, master in self.masters.items()}
-        return torch.func.functional_call(self, cast, (call, *arguments), options, tie_weights=False)
+        return torch.func.functional_call(self, self.standing(), (call, *arguments), options, tie_weights=False)
+
+    def standing(self) -> dict[str, torch.Tensor]:
+        """Return what stands in for each weight, in its precision."""
+        return {name: master.to(self.weights[name].dtype) for name, master in self.masters.items()}
 
     def losses(self, noised: Noised, prompts: Sequence[str]) -> torch.Tensor:
         """Return the denoising loss of every sample under its prompt, against the network's own target: (b,)."""
