@@ -68,10 +68,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {
         "rank": 16,
-        "steps": 60,
-        "surroundings": 120,
+        "steps": 20,
+        "surroundings": 80,
         "batch": 16,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-3,
         "images": 64,
         "image_steps": 15,
         "image_guidance": 4.0,
