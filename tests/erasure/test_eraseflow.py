@@ -154,12 +154,14 @@ def test_scores_the_last_steps_and_some_of_the_others(denoiser):
 
 
 def test_a_step_without_noise_is_not_scored():
-    """With alpha-bar 1 at the end the last step is deterministic: p has no density."""
-    model = tiny("sd-epsilon")
-    model.scheduler.register_to_config(set_alpha_to_one=True)
-    model.scheduler.final_alpha_cumprod = torch.tensor(1.0)
-    assert len(eraseflow.noisy_steps(model, 5)) == 4
-    assert all(bool(tensor.isfinite().all()) for tensor in eraseflow.erase(model, CAT, quick(steps=1)).tensors.values())
+    """With alpha-bar 1 at the end the last step is deterministic, and from timestep 0 to the first alpha-bar it is none: p or q has no density."""
+    for final, offset in ((1.0, 1), (None, 0)):
+        model = tiny("sd-epsilon")
+        model.scheduler.register_to_config(steps_offset=offset)
+        if final is not None:
+            model.scheduler.final_alpha_cumprod = torch.tensor(final)
+        assert len(eraseflow.noisy_steps(model, 5)) == 4
+        assert all(bool(tensor.isfinite().all()) for tensor in eraseflow.erase(model, CAT, quick(steps=1)).tensors.values())
 
 
 def test_comes_nearer_to_balance(denoiser):

@@ -83,16 +83,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "fast": {"attack_steps": 1},
     "small": {
-        "steps": 120,
-        "warmup": 40,
-        "batch": 8,
-        "learning_rate": 1e-4,
+        "steps": 60,
+        "warmup": 25,
+        "batch": 6,
+        "learning_rate": 3e-4,
         "attack_steps": 1,
         "attack_rate": 0.02,
-        "retain_batch": 16,
+        "retain_batch": 12,
         "retain_weight": 3.0,
-        "ddim_steps": 15,
-        "resample": 4,
+        "ddim_steps": 10,
+        "resample": 5,
     },
 }
 PROBE: dict[str, Any] = {"steps": 2, "warmup": 1, "attack_steps": 1, "retain_batch": 1, "ddim_steps": 2}

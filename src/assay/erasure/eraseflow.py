@@ -85,14 +85,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rank": 8,
         "steps": 40,
         "batch": 16,
-        "learning_rate": 3e-3,
+        "learning_rate": 6e-3,
         "ddim_steps": 15,
         "early": 4,
         "late": 2,
         "guidance": 3.0,
         "log_beta": None,
         "log_z": 0.0,
-        "resample": 2,
+        "resample": 4,
     },
 }
 PROBE: dict[str, Any] = {"steps": 2, "ddim_steps": 3, "early": 1, "late": 1}
@@ -178,7 +178,7 @@ def noisy_steps(denoiser: Denoiser, steps: int) -> list[tuple[int, float, float]
         before = t - len(denoiser.alphas_cumprod) // steps
         after = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
         found.append((t, float(scheduler.alphas_cumprod[t]), after))
-    return [step for step in found if step[2] < 1]
+    return [step for step in found if step[1] < step[2] < 1]
 
 
 def balanced(steps: Sequence[tuple[int, float, float]]) -> float:

@@ -55,7 +55,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "small": {"scale": 3.0, "threshold": 0.5, "warmup": 0},
+    "small": {"scale": 2.0, "threshold": 0.5, "warmup": 0, "momentum": 0.3},
 }
 PROBE: dict[str, Any] = {}
 """Settings that show in a second whether the method works on a model."""

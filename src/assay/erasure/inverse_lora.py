@@ -2,7 +2,7 @@
 
 "©Plug-in Authorization for Human Copyright Protection in Text-to-Image Model". Chao Zhou, Huishuai Zhang, Jiang Bian, Weiming Zhang, Nenghai Yu.
 TMLR 2025, arXiv 2404.11962: the operation "extraction", there Inverse (first: Reverse) LoRA. Authors' code:
-github.com/zc1023/-Plug-in-Authorization, no licence. Written here from the description; no code was read while writing.
+github.com/zc1023/-Plug-in-Authorization, no licence. Written here from its description.
 
 A change up down of every attention matrix is trained in two stages by the plain denoising loss on images that the model as it was draws:
 
@@ -68,10 +68,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {
         "rank": 16,
-        "steps": 60,
-        "surroundings": 120,
+        "steps": 20,
+        "surroundings": 80,
         "batch": 16,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-3,
         "images": 64,
         "image_steps": 15,
         "image_guidance": 4.0,

@@ -34,7 +34,7 @@ class Settings:
     prompts: tuple[str, ...] = ()
     """What to guide away from, separated by commas; empty takes the concept in words."""
     strength: float = 1.0
-    """How much of the empty prompt it replaces: 1 all of it, 0 nothing."""
+    """How much of the empty prompt it replaces: 0 nothing, 1 all of it; more goes on beyond."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
