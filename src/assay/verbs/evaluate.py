@@ -47,6 +47,8 @@ class Scene(NamedTuple):
     """The prompts, one row per image."""
     groups: dict[str, list[int]]
     """target, neighbours, rest -> rows."""
+    family: frozenset[str] = frozenset()
+    """Titles of the object family that is the target, if one is: whether a picture shows any of them is judged too."""
 
 
 def judge_for(session: Session, works: Works) -> JudgeLike:
@@ -94,7 +96,7 @@ def scene(session: Session, works: Works, concept: Concept | None, *, each: int,
         drawn = [found[index] for index in numpy_generator(session.seed, "scene", name).permutation(len(found))[:each]]
         groups[name] = list(range(len(rows), len(rows) + len(drawn) * images))
         rows += [replace(pair_prompt(session, *pair), number=number) for pair in drawn for number in range(images)]
-    return Scene(rows, {name: indices for name, indices in groups.items() if indices})
+    return Scene(rows, {name: indices for name, indices in groups.items() if indices}, family_of(concept))
 
 
 def pair_prompt(session: Session, title: str, style: str) -> Prompt:
@@ -110,7 +112,13 @@ def given_scene(session: Session, rows: Sequence[Prompt], works: Works, concept:
         title, style = known.recognise(works, row.prompt)
         wanted += [replace(row, title=row.title or title, style=row.style or style, number=number) for number in range(images)]
     parts = [part(row.title, row.style) for row in wanted]
-    return Scene(wanted, {name: [index for index, found in enumerate(parts) if found == name] for name in PARTS if name in parts})
+    return Scene(wanted, {name: [index for index, found in enumerate(parts) if found == name] for name in PARTS if name in parts}, family_of(concept))
+
+
+def family_of(concept: Concept | None) -> frozenset[str]:
+    """Return the titles of an object family; none for anything else."""
+    parts = () if concept is None else concept.parts or (concept,)
+    return frozenset(title for part in parts if part.kind == "object" for title in part.members or (part.name,))
 
 
 def images_of(
@@ -146,24 +154,28 @@ def images_of(
 
 
 def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str = "") -> list[Metric]:
-    """Return style and title accuracy on every part of a scene, with intervals (Wilson's; by prompt where a prompt has several images) and chance."""
+    """Return accuracies on every part of a scene, with intervals (Wilson's; by prompt where a prompt has several images) and chance.
+
+    Of style and title; and, where the target is an object family, of the family: whether the title named is any of the family's, which a judge can
+    tell far more often than which of them.
+    """
     rows = what.rows
     verdicts = judge.score(images, [row.title for row in rows], [row.style for row in rows])
+    said = {head: (verdict.known, verdict.right, judge.chance(head)) for head, verdict in verdicts.items() if head in ("style", "title")}
+    if what.family and (titles := verdicts.get("title")) is not None:
+        inside = np.array([named in what.family for named in titles.named], bool)
+        said["family"] = (titles.known, inside, min(1.0, len(what.family) * judge.chance("title")))
     signature = f"{judge.name} {judge.digest[:12]}"
     metrics = []
     for name, indices in what.groups.items():
-        for head in ("style", "title"):
-            verdict = verdicts.get(head)
-            if verdict is None:
-                continue
-            chosen = [index for index in indices if verdict.known[index]]
-            right = int(verdict.right[chosen].sum())
+        for head, (judged, hits, chance) in said.items():
+            chosen = [index for index in indices if judged[index]]
+            right = int(hits[chosen].sum())
             prompts = [rows[index].id for index in chosen]
             independent = len(set(prompts))
             low, high = (None, None) if not chosen else wilson(right, len(chosen))
             if independent < len(chosen):  # images of one prompt are no independent observations
-                low, high = bootstrap(verdict.right[chosen], clusters=prompts, seed=0)
-            better = "lower" if name == "target" else "higher"
+                low, high = bootstrap(hits[chosen], clusters=prompts, seed=0)
             metrics.append(
                 Metric(
                     name=f"{prefix}{name}.{head}",
@@ -171,8 +183,8 @@ def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str 
                     low=low,
                     high=high,
                     n=independent,
-                    chance=judge.chance(head),
-                    better=better,
+                    chance=chance,
+                    better="lower" if name == "target" or head == "family" else "higher",
                     judge=signature,
                 )
             )
@@ -305,6 +317,7 @@ def findings(metrics: Sequence[Metric]) -> list[str]:
     for name, head in (
         ("target", "style"),
         ("target", "title"),
+        ("target", "family"),
         ("neighbours", "style"),
         ("neighbours", "title"),
         ("rest", "style"),

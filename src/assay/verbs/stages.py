@@ -273,7 +273,7 @@ class MainJob:
         labels = [f"{what.rows[index].title}, {what.rows[index].style}" for index in chosen]
         picture = grid(rows, labels, ["base", *METHODS], scale=2)
         caption = f"The same prompts and seeds: {concept.name} erased. Rows from the top: target, neighbours, everything else."
-        head = "style" if concept.kind == "style" else "title"
+        head = "style" if concept.kind == "style" else "family"
         return self.session.record(
             f"Can the {concept.kind} `{concept.name}` be taken out, and what else goes with it?",
             method=", ".join(METHODS),
@@ -353,7 +353,18 @@ def _caption(name: str) -> str:
 
 def _erasure_table(metrics: Sequence[Metric]) -> Table:
     value = {metric.name: metric for metric in metrics}
-    columns = ["target.style", "target.title", "neighbours.style", "neighbours.title", "rest.style", "rest.title", "kid.judge", "kid.judge.floor"]
+    family = ["target.family"] if "base.target.family" in value else []
+    columns = [
+        "target.style",
+        "target.title",
+        *family,
+        "neighbours.style",
+        "neighbours.title",
+        "rest.style",
+        "rest.title",
+        "kid.judge",
+        "kid.judge.floor",
+    ]
     rows = []
     for method in ("base", *METHODS):
         cells = [value.get(f"{method}.{column}") for column in columns]
@@ -364,10 +375,10 @@ def _erasure_table(metrics: Sequence[Metric]) -> Table:
 def _erasure_findings(metrics: Sequence[Metric], concept: Concept, head: str) -> list[str]:
     value = {metric.name: metric for metric in metrics}
     found = []
-    base = value.get(f"base.target.{head}")
+    base, aside = value.get(f"base.target.{head}"), "title" if head == "family" else head
     chance = base.chance or 0.0 if base else 0.0
     for method in METHODS:
-        now, rest, rest_before = value.get(f"{method}.target.{head}"), value.get(f"{method}.rest.{head}"), value.get(f"base.rest.{head}")
+        now, rest, rest_before = value.get(f"{method}.target.{head}"), value.get(f"{method}.rest.{aside}"), value.get(f"base.rest.{aside}")
         if base is None or now is None or now.value is None or base.value is None:
             continue
         beside = (

@@ -1,0 +1,69 @@
+"""What `evaluate` counts, with a judge whose every answer is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from assay.concept import concept, together
+from assay.evaluation.centroid import CentroidJudge
+from assay.judge import Verdict
+from assay.testing import tiny_works
+from assay.verbs.evaluate import Scene, accuracies, family_of
+from assay.verbs.generate import Prompt
+
+
+class Names:
+    """Says the titles it was given, whatever it is shown."""
+
+    name = "names"
+    digest = "0" * 64
+
+    def __init__(self, named):
+        self.named = np.array(named, object)
+
+    def chance(self, head):
+        return 0.1
+
+    def score(self, images, titles, styles):
+        right = self.named == np.array(titles, object)
+        every = np.ones(len(titles), bool)
+        styled = Verdict(every, every, every, every * 1.0, np.array(styles, object), every * 1.0)
+        return {"title": Verdict(every, right, right, right * 1.0, self.named, every * 1.0), "style": styled}
+
+
+def shown(titles):
+    return [Prompt(f"p{index}", title, title=title, style="solid") for index, title in enumerate(titles)]
+
+
+def test_a_family_is_shown_where_any_of_its_titles_is_named():
+    """Of four cats one is named rightly, two as another cat, one as a dog: title 1 of 4, family 3 of 4; of two dogs one is taken for a cat."""
+    rows = shown(["cat", "cat face", "kitten", "lion", "dog", "wolf"])
+    judge = Names(["cat", "kitten", "cat face", "dog", "cat", "wolf"])
+    family = family_of(concept("cats", kind="object", members=("cat", "cat face", "kitten", "lion")))
+    scene = Scene(rows, {"target": [0, 1, 2, 3], "rest": [4, 5]}, family)
+    value = {metric.name: metric for metric in accuracies(judge, torch.zeros(6, 3, 8, 8), scene)}
+    assert value["target.title"].value == 0.25
+    assert value["target.family"].value == 0.75
+    assert value["rest.family"].value == 0.5
+    assert value["target.family"].chance == pytest.approx(0.4)  # four titles of ten
+    assert value["target.family"].better == "lower"
+
+
+def test_only_objects_have_a_family():
+    cats, noto = concept("cat", kind="object"), concept("noto", kind="style")
+    assert family_of(None) == family_of(noto) == frozenset()
+    assert family_of(cats) == {"cat"}
+    both = together([cats, concept("dog", kind="object", members=("dog", "dog face"))])
+    assert family_of(both) == {"cat", "dog", "dog face"}
+
+
+def test_a_real_judge_is_asked_for_the_family():
+    """On its own works, the family of every title is named always: nothing lies outside it."""
+    works = tiny_works(size=64)
+    titles, styles = works.column("title"), works.column("style")
+    rows = [Prompt(f"w{index}", title, title=title, style=style) for index, (title, style) in enumerate(zip(titles, styles, strict=True))]
+    images = torch.from_numpy(works.pixels(64)).permute(0, 3, 1, 2).float() / 255
+    scene = Scene(rows, {"target": list(range(len(rows)))}, frozenset(titles))
+    value = {metric.name: metric for metric in accuracies(CentroidJudge(works), images, scene)}
+    assert value["target.family"].value == 1
+    assert value["target.title"].value <= 1
