@@ -39,6 +39,14 @@ def test_the_readme_shows_every_verb():
     assert "assay methods" in README
 
 
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "docs/world.md"])
+def test_links_lead_somewhere(page):
+    """A link to a file or folder of the tree finds it."""
+    path = ROOT / page
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
 def test_make_knows_the_two_commands():
     """`make run` and `make test` are the README's two; .ci/run calls the second and nothing else."""
     makefile = (ROOT / "Makefile").read_text()
