@@ -163,7 +163,7 @@ def _finding(target: Concept, made: Patch, moved: float) -> str:
         prompts = ", ".join(f"`{prompt}` ({weight:+.2g})" for rule in made.rules for prompt, weight in rule.prompts)
         return f"{method} changes no weight of the model: it is sampled by a rule, {made.manifest.made_for}, with the prompts {prompts}."
     anchor_text = f"`{target.anchor}`" if target.anchor else "the empty prompt"
-    return f"{method} mapped `{target.name}` to {anchor_text}: {len(made.names)} tensors changed by {moved:.1%} of their norm."
+    return f"{method} on `{target.name}`, its anchor {anchor_text}: {len(made.names)} tensors changed by {moved:.1%} of their norm."
 
 
 def _relative_change(denoiser: Denoiser, made: Patch) -> float:
