@@ -153,6 +153,7 @@ def audit(**options: Any) -> None:
 @click.option("--kind", type=click.Choice(["style", "object"]), help="What the concept is.")
 @click.option("--against", help="The model to compare with.  [default: MODEL without patches]")
 @click.option("--works", type=click.Path(), help="Works that say which styles and titles there are.")
+@click.option("--each", type=click.IntRange(1), default=64, show_default=True, help="Prompts drawn of target, neighbours and everything else.")
 @click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="Images per prompt.")
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="DDIM steps.")
 @click.option("--guidance", type=float, default=4.0, show_default=True, help="Scale of classifier-free guidance.")

@@ -270,7 +270,7 @@ def evaluate(
         raise Missing("Evaluating needs works that say which titles and styles there are.", "Give them with `--works`.")
     target = concept_for(session, table, concept, kind) if isinstance(concept, str) else concept
     what = given_scene(session, read_prompts(prompts), table, target, images) if prompts else scene(session, table, target, each=each, images=images)
-    session.ask(prompts=prompts, concept=concept, kind=kind, against=against, works=works, images=images, steps=steps, guidance=guidance)
+    session.ask(prompts=prompts, concept=concept, kind=kind, against=against, works=works, each=each, images=images, steps=steps, guidance=guidance)
     if dry_run:
         return session.dry_run(2 * len(what.rows) * steps * 2, images=2 * len(what.rows))
     judge = judge_for(session, table)
