@@ -9,7 +9,8 @@ import click
 import pytest
 
 import assay
-from assay.cli.main import cli, methods
+from assay.cli.main import cli
+from assay.cli.options import methods
 from assay.settings import read
 from assay.testing import probe
 
