@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from assay.benches import references
 from assay.errors import BadInput, Missing
 from assay.record import Metric, Picture, Record, Table, sha256_file, versions
 
 Figures = dict[str, Any]
 
 QUESTIONS = {
+    "references": references.QUESTION,
     "judges": "How far can the judges be trusted?",
     "digits": "In a world of hundreds of trainings: can members be told, and how well can anything predict what a training work does?",
     "duplicates": "Are near-duplicates found among a million works, how fast, and what do other packages find?",
@@ -29,6 +31,7 @@ QUESTIONS = {
 def scripts(folder: Path) -> dict[str, list[str]]:
     """Return the words, after `python`, that measure each chapter anew; `folder` takes what they keep to go on from."""
     return {
+        "references": ["references.py", str(folder / "references"), "--train"],
         "judges": ["judges.py"],
         "digits": ["digits.py", "--folder", str(folder / "digits")],
         "duplicates": ["duplicates.py", "--folder", str(folder / "duplicates")],
@@ -79,6 +82,7 @@ def chapter(name: str, results: Path, out: Path) -> Record:
 
 
 CAPTIONS = {
+    "references": "Each row a family: left the base, right a model that never saw any of it, asked for the same.",
     "digits": "What a model of the digits pool draws, at two scales of guidance, above real digits.",
     "duplicates": "Works a second and recall, beside other packages.",
     "emoji32": "What one model of the emoji32 pool draws.",
@@ -213,4 +217,4 @@ def _emoji32(figures: Figures) -> Record:
     )
 
 
-READERS: dict[str, Callable[[Figures], Record]] = {"digits": _digits, "duplicates": _duplicates, "emoji32": _emoji32}
+READERS: dict[str, Callable[[Figures], Record]] = {"references": references.read, "digits": _digits, "duplicates": _duplicates, "emoji32": _emoji32}

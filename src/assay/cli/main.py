@@ -103,6 +103,7 @@ def audit(**options: Any) -> None:
 @click.option("--concept", help="The concept whose presence is the target.")
 @click.option("--kind", type=click.Choice(["style", "object"]), help="What the concept is.")
 @click.option("--against", help="The model to compare with.  [default: MODEL without patches]")
+@click.option("--reference", type=click.Path(), help="Measure this patch of a model trained without the concept beside.  [default: what ships]")
 @click.option("--works", type=click.Path(), help="Works that say which styles and titles there are.")
 @click.option("--each", type=click.IntRange(1), default=64, show_default=True, help="Prompts drawn of target, neighbours and everything else.")
 @click.option("--images", type=click.IntRange(1), default=1, show_default=True, help="Images per prompt.")

@@ -25,8 +25,10 @@ from assay.jobs.outcome import Outcome
 from assay.judge import CrossJudge, JudgeLike
 from assay.noise import numpy_generator
 from assay.patch import Patch
+from assay.patched import Patched
 from assay.record import Metric, kept_tensors, write_atomically
 from assay.reports.pictures import grid, save_picture
+from assay.verbs import references
 from assay.verbs.erase import concept_for, text_vectors
 from assay.verbs.generate import Prompt, read_prompts
 from assay.verbs.session import Session, Silent, works_for, zoo
@@ -119,6 +121,11 @@ def family_of(concept: Concept | None) -> frozenset[str]:
     """Return the titles of an object family; none for anything else."""
     parts = () if concept is None else concept.parts or (concept,)
     return frozenset(title for part in parts if part.kind == "object" for title in part.members or (part.name,))
+
+
+def head_of(concept: Concept | None) -> str:
+    """Return what a concept is judged by: style, or the family of objects."""
+    return "style" if concept is not None and concept.kind == "style" else "family"
 
 
 def images_of(
@@ -225,6 +232,7 @@ def evaluate(
     concept: str | Concept | None = None,
     kind: Any = None,
     against: str | Path | Denoiser | None = None,
+    reference: str | Path | Patch | None = None,
     works: str | Path | Works | None = None,
     images: int = 1,
     each: int = 64,
@@ -245,6 +253,7 @@ def evaluate(
         concept: whose presence is the target.
         kind: style or object.
         against: another model to compare with.
+        reference: the patch of a model trained anew without the concept, measured beside; what ships is shown if None and there is any.
         works: say which styles and titles there are, and make a judge where none is built in.
         images: images per prompt.
         each: prompts drawn of target, neighbours and rest.
@@ -261,8 +270,9 @@ def evaluate(
         The outcome, with accuracies and distances as metrics.
 
     Raises:
-        Missing: the model is not built in and no works are given.
+        Missing: the model is not built in and no works are given, or there is no such reference.
         Unsupported: the two models' images differ in size.
+        Mismatch: the reference was made for another base.
     """
     session = Session("evaluate", model, out or "out/evaluate", seed, device, patches, display or Silent())
     table = works_for(session, works)
@@ -270,31 +280,42 @@ def evaluate(
         raise Missing("Evaluating needs works that say which titles and styles there are.", "Give them with `--works`.")
     target = concept_for(session, table, concept, kind) if isinstance(concept, str) else concept
     what = given_scene(session, read_prompts(prompts), table, target, images) if prompts else scene(session, table, target, each=each, images=images)
-    session.ask(prompts=prompts, concept=concept, kind=kind, against=against, works=works, each=each, images=images, steps=steps, guidance=guidance)
+    asked = {"prompts": prompts, "against": against, "reference": reference, "works": works}
+    session.ask(**asked, concept=concept, kind=kind, each=each, images=images, steps=steps, guidance=guidance)
+    mark = Patch.load(reference) if isinstance(reference, str | Path) else reference
     if dry_run:
-        return session.dry_run(2 * len(what.rows) * steps * 2, images=2 * len(what.rows))
+        models = 2 if mark is None else 3
+        return session.dry_run(models * len(what.rows) * steps * 2, images=models * len(what.rows))
     judge = judge_for(session, table)
-    reference = session.denoiser if against is None else against if isinstance(against, Denoiser) else load(against, device=device)
-    if reference.image_size != session.denoiser.image_size:
-        sizes = f"{session.denoiser.image_size} and {reference.image_size} pixels"
+    other = session.denoiser if against is None else against if isinstance(against, Denoiser) else load(against, device=device)
+    if other.image_size != session.denoiser.image_size:
+        sizes = f"{session.denoiser.image_size} and {other.image_size} pixels"
         raise Unsupported(f"The models draw images of {sizes}, which cannot be compared pair by pair.", "Compare models of one size.")
     options = {"steps": steps, "guidance": guidance}
     rows = [list(vars(row).values()) for row in what.rows]
-    plan = session.plan(**options, against=reference.digest, rows=rows, groups=what.groups, works=table.digest, judge=judge.digest)
+    beside = {} if mark is None else {"reference": mark.digest}
+    plan = session.plan(**options, against=other.digest, rows=rows, groups=what.groups, works=table.digest, judge=judge.digest, **beside)
     folder = session.folder(plan)
     if previous := session.finished(folder):
         return previous
-    base = images_of(reference, what.rows, seed=seed, **options, folder=folder / "shards/base", progress=session.bar("images of the base"))
+    base = images_of(other, what.rows, seed=seed, **options, folder=folder / "shards/base", progress=session.bar("images of the base"))
     with session.patched() as denoiser:
         made = images_of(denoiser, what.rows, seed=seed, **options, folder=folder / "shards/model", progress=session.bar("images of the model"))
     metrics = accuracies(judge, made, what) + accuracies(judge, base, what, "base.") + distances(judge, made, base, what, seed)
+    if mark is None:
+        known_of = references.stored(references.Protocol.of(session, judge, table, steps, guidance), target)
+    else:
+        with Patched(session.denoiser, [(mark, 1.0)]) as denoiser:
+            shards, bar = folder / "shards/reference", session.bar("images of the reference")
+            drawn = images_of(denoiser, what.rows, seed=seed, **options, folder=shards, progress=bar)
+        known_of = accuracies(judge, drawn, what, references.PREFIX) + distances(judge, drawn, base, what, seed, references.PREFIX)
     record = session.record(
         "What can the model still do, and how far is it from its base?",
         given={"prompts": None if prompts is None else str(prompts), "concept": None if target is None else target.name, **options},
-        resolved=options | {"each": each, "scheduler": "DDIM", "images": len(what.rows), "against": reference.name},
-        digests={"judge": judge.digest, "works": table.digest, "against": reference.digest},
-        metrics=metrics,
-        findings=findings(metrics),
+        resolved=options | {"each": each, "scheduler": "DDIM", "images": len(what.rows), "against": other.name},
+        digests={"judge": judge.digest, "works": table.digest, "against": other.digest, **beside},
+        metrics=metrics + known_of,
+        findings=findings(metrics) + references.findings(known_of, target, head_of(target)),
         shows_not=SHOWS_NOT,
         pictures=[picture_of(what, base, made, folder)],
     )

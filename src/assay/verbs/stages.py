@@ -27,8 +27,9 @@ from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import Metric, Record, Table
 from assay.reports.pictures import grid, save_picture
+from assay.verbs import references
 from assay.verbs.erase import concept_for
-from assay.verbs.evaluate import SHOWS_NOT, Scene, accuracies, distances, images_of, judge_for, pair_prompt, scene
+from assay.verbs.evaluate import SHOWS_NOT, Scene, accuracies, distances, head_of, images_of, judge_for, pair_prompt, scene
 from assay.verbs.methods import method_row
 from assay.verbs.session import Session
 from assay.works import Works
@@ -268,22 +269,23 @@ class MainJob:
                 images[method] = self.images(what, out / f"shards/{method}", f"{concept.name}: {method}")
             metrics += accuracies(self.judge, images[method], what, f"{method}.")
             metrics += distances(self.judge, images[method], images["base"], what, self.session.seed, f"{method}.")
+        protocol = references.Protocol.of(self.session, self.judge, self.works, self.plan.steps, self.plan.guidance)
+        beside = references.stored(protocol, concept)
         chosen = [index for indices in what.groups.values() for index in indices[:4]]
         rows = [to_pictures(torch.stack([images[name][index] for name in images])) for index in chosen]
         labels = [f"{what.rows[index].title}, {what.rows[index].style}" for index in chosen]
         picture = grid(rows, labels, ["base", *METHODS], scale=2)
         caption = f"The same prompts and seeds: {concept.name} erased. Rows from the top: target, neighbours, everything else."
-        head = "style" if concept.kind == "style" else "family"
         return self.session.record(
             f"Can the {concept.kind} `{concept.name}` be taken out, and what else goes with it?",
             method=", ".join(METHODS),
             given={"concept": concept.name, "kind": concept.kind},
             resolved=asdict(self.plan) | {"anchor": concept.anchor, "members": list(concept.members), "template": what.rows[0].prompt},
             digests={"judge": self.judge.digest, "works": self.works.digest} | {f"patch:{name}": patch.digest for name, patch in patches.items()},
-            metrics=metrics,
-            findings=_erasure_findings(metrics, concept, head),
+            metrics=metrics + beside,
+            findings=_erasure_findings(metrics, concept, head_of(concept)) + references.findings(beside, concept, head_of(concept)),
             shows_not=SHOWS_NOT,
-            tables=[_erasure_table(metrics)],
+            tables=[_erasure_table(metrics + beside)],
             pictures=[save_picture(picture, out, "erased.png", caption)],
         )
 
@@ -366,7 +368,8 @@ def _erasure_table(metrics: Sequence[Metric]) -> Table:
         "kid.judge.floor",
     ]
     rows = []
-    for method in ("base", *METHODS):
+    beside = [prefix.rstrip(".") for prefix in (references.PREFIX, references.AGAIN) if any(name.startswith(prefix) for name in value)]
+    for method in ("base", *METHODS, *beside):
         cells = [value.get(f"{method}.{column}") for column in columns]
         rows.append([method, *("" if cell is None or cell.value is None else round(cell.value, 4) for cell in cells)])
     return Table(title="Accuracy by method, and distance from the base on what was to stay", columns=["method", *columns], rows=rows)

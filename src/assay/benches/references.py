@@ -1,0 +1,77 @@
+"""The chapter of references: models trained without something, asked for it beside the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from assay.record import Metric, Record, Table
+
+QUESTION = "What does a model draw when asked for what it was never shown, and which families can such a model speak for?"
+
+
+def read(figures: Mapping[str, Any]) -> Record:
+    """Make the chapter from what `benchmarks/references.py` wrote.
+
+    Args:
+        figures: its JSON file.
+    """
+    metrics, findings, admitted, kept, copies = [], [], [], [], []
+    for name, reference in figures["references"].items():
+        stays = {row["name"]: row for row in reference["shown to both"]}
+        kept.append([name, reference["training"]["steps"], *(_share(stays.get(column)) for column in KEPT), *_distance(stays)])
+        copies += [[name, row["name"].removeprefix("memorised."), _share(row), row["n"]] for row in reference["canaries"] if row["value"] is not None]
+        metrics += [Metric.model_validate(row | {"name": f"{name}.{row['name']}"}) for row in (*reference["shown to both"], *reference["canaries"])]
+        rows = reference.get("families", [])
+        for row in rows:
+            fall = f"{row['fall']:.2f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f})"
+            admitted.append([name, row["family"], row["images"][0], row["base"], row["reference"], fall, "yes" if row["admitted"] else "no"])
+            ends = {"low": row["interval"][0], "high": row["interval"][1]}
+            metrics.append(Metric(name=f"{name}.fall.{row['family'].replace(' ', '_')}", value=row["fall"], n=row["images"][0], **ends))
+        if rows:
+            names = [row["family"] for row in rows if row["admitted"]]
+            findings.append(
+                f"{name}: {len(names)} of {len(rows)} families fall by at least 40 points and can be targets: {', '.join(names) or 'none'}."
+            )
+    if figures["not trained"]:
+        findings.append(f"Not trained, so nothing here speaks of them: {', '.join(figures['not trained'])}.")
+    return Record(
+        command="bench",
+        question=QUESTION,
+        metrics=metrics,
+        findings=findings,
+        tables=[
+            Table(
+                title="Families: share of images that show any of them",
+                columns=["reference", "family", "images", "base", "reference's", "fall", "admitted"],
+                rows=admitted,
+            ),
+            Table(
+                title="Pairs that both were shown once",
+                columns=["reference", "steps", "style, base", "style", "title, base", "title", "KID to the base", "beside"],
+                rows=kept,
+            ),
+            Table(title="Works that come out of the reference, by copies in the base", columns=["reference", "works", "share", "n"], rows=copies),
+        ],
+        shows_not=[
+            "More than one seed of each training: intervals are over prompts.",
+            "That a concept is gone from the text encoder, which all trainings share.",
+            "Families whose titles the judge does not know; they are left out of the table.",
+        ],
+    )
+
+
+KEPT = ("base.shown.style", "shown.style", "base.shown.title", "shown.title")
+
+
+def _share(row: Mapping[str, Any] | None) -> str:
+    if row is None or row.get("value") is None:
+        return ""
+    return f"{row['value']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
+
+
+def _distance(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    distance, floor = rows.get("kid.judge"), rows.get("kid.judge.floor")
+    if distance is None or floor is None:
+        return ["", ""]
+    return [f"{distance['value']:.4f}", f"halves of the base: {floor['value']:.4f} ({floor['low']:.4f} to {floor['high']:.4f})"]

@@ -1,0 +1,105 @@
+"""The mark that an erasure is held against: what a model draws for a concept that it was never shown, and how far apart two seeds are.
+
+References are as large as the model and do not ship; what they were measured to do does, in `zoo/references.json`, which `benchmarks/references.py`
+writes. A figure is shown only beside figures of the same model, judge, works, sampler and concept. A reference of one's own is measured on the spot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from assay.concept import Concept
+from assay.errors import BadInput
+from assay.judge import JudgeLike
+from assay.record import Metric
+from assay.verbs.session import Session, zoo
+from assay.works import Works
+
+FILE = "references.json"
+PREFIX = "reference."
+AGAIN = "again."
+"""Before the names of figures of a model that differs from the base in its seed alone."""
+
+
+class Protocol(NamedTuple):
+    """What two accuracies must share to be compared."""
+
+    model: str
+    """Digest of the base."""
+    judge: str
+    """Digest of the judge."""
+    works: str
+    """Digest of the works that prompts are drawn from."""
+    steps: int
+    """DDIM steps."""
+    guidance: float
+    """Scale of classifier-free guidance."""
+
+    @classmethod
+    def of(cls, session: Session, judge: JudgeLike, works: Works, steps: int, guidance: float) -> Protocol:
+        """Return the protocol of a measurement that is being made."""
+        return cls(session.denoiser.digest, judge.digest, works.digest, steps, float(guidance))
+
+
+def key(concept: Concept) -> str:
+    """Return what tells one concept from another: kind, name and a digest of the titles it covers."""
+    titles = hashlib.sha256("\n".join(sorted(concept.members)).encode()).hexdigest()[:12]
+    return f"{concept.kind}:{concept.name}:{titles}"
+
+
+def write(file: Path, protocol: Protocol, figures: dict[str, dict[str, Any]]) -> None:
+    """Write the figures of references.
+
+    Args:
+        file: to write.
+        protocol: how they were measured.
+        figures: `key` of a concept -> {"reference": its name, "metrics": metrics of the reference, and of A' with the prefix `again.`}.
+    """
+    about = {"schema": "assay/references/1", "protocol": protocol._asdict(), "concepts": figures}
+    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def stored(protocol: Protocol, concept: Concept | None, file: Path | None = None) -> list[Metric]:
+    """Return what is known of a model that never saw the concept; nothing, if it was measured otherwise or not at all.
+
+    Args:
+        protocol: of the figures that these are to stand beside.
+        concept: the target.
+        file: where figures are kept; those that ship with assay if None.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    file = file or zoo(FILE)
+    if concept is None or not file.exists():
+        return []
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        if Protocol(**about["protocol"]) != protocol:
+            return []
+        return [Metric.model_validate(row) for row in about["concepts"].get(key(concept), {"metrics": []})["metrics"]]
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise BadInput(f"{file} cannot be read: {error}.", "It may be damaged; install assay anew.") from error
+
+
+def findings(metrics: Sequence[Metric], concept: Concept | None, head: str) -> list[str]:
+    """Say what perfect erasure leaves, and how far apart two trainings are that differ in nothing but the seed."""
+    value = {metric.name: metric for metric in metrics}
+    found = []
+    mark = value.get(f"{PREFIX}target.{head}")
+    if concept is not None and mark is not None and mark.value is not None and mark.low is not None and mark.high is not None:
+        found.append(
+            f"A model trained anew without `{concept.name}` shows it in {mark.value:.0%} of images "
+            f"({mark.low:.0%} to {mark.high:.0%}, n = {mark.n}): that is what erasing it wholly would leave."
+        )
+    distance, seeds = value.get(f"{PREFIX}kid.judge"), value.get(f"{AGAIN}kid.judge")
+    if distance is not None and distance.value is not None:
+        beside = f"; of two trainings that differ in the seed alone {seeds.value:.4f}" if seeds is not None and seeds.value is not None else ""
+        found.append(f"On prompts that were to stay, KID of that model to the base is {distance.value:.4f}{beside}.")
+    return found
