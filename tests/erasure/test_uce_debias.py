@@ -68,6 +68,16 @@ def test_images_are_counted_under_the_prompt_that_predicts_their_noise_best(kind
     assert shares.tolist() == pytest.approx([votes.count(place) / 5 for place in range(3)])
 
 
+def test_a_family_is_asked_for_by_its_members_names_alone(denoiser):
+    """Image i shows member i modulo their number and is classified as that member; a style in the prompt would settle the attribute."""
+    cats = Concept("cat", "object", members=("cat", "kitten"), styles=("red", "blue"))
+    assert uce_debias.named(cats) == [("cat", "cat"), ("kitten", "kitten")]
+    chosen = quick(images=2, trials=3, attributes=("red style", "blue style"), template="{concept}, {attribute}")
+    latents = uce_debias.draw(denoiser, ["cat", "kitten"], chosen, 0)
+    apart = [uce_debias.counted(denoiser, Concept(name), latent[None], chosen, 0) for name, latent in zip(("cat", "kitten"), latents, strict=True)]
+    assert torch.equal(uce_debias.counted(denoiser, cats, latents, chosen, 0), (apart[0] + apart[1]) / 2)
+
+
 def test_it_stops_where_shares_are_as_wanted(denoiser):
     """With the shares that the bare model has, nothing is to be done: one drawing, no change."""
     chosen = quick(tolerance=0.01)

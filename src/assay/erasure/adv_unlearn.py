@@ -42,7 +42,7 @@ from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
 from assay.noise import derive, generator
 from assay.patch import Patch
-from assay.training.finetune import Student, finetune, schedule
+from assay.training.finetune import Student, finetune, left_off, schedule
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,6 @@ class Training:
         self.student = Student(denoiser, weights)
         self.targets = [target for target, _ in concept.pairs()]
         self.retained = concept.preserved()
-        self.timesteps = [len(denoiser.alphas_cumprod), *denoiser.timesteps(settings.ddim_steps).tolist()]
         self.drawn: list[tuple[torch.Tensor, tuple[int, int], list[str]]] = []
 
     def loss(self, step: int, _: torch.Generator) -> torch.Tensor:
@@ -229,14 +228,16 @@ class Training:
         taken = int(torch.randint(settings.ddim_steps, (), generator=draws))
         prompts = [texts[index] for index in torch.randint(len(texts), (count,), generator=draws).tolist()]
         seeds = [derive(self.seed, "adv_unlearn", what, step, row) for row in range(count)]
-        options = {"steps": settings.ddim_steps, "guidance": settings.guidance, "stop": taken}
-        if what == "erase":
-            self.denoiser.forget_text()  # the student reads prompts otherwise than the model as it was
-            x_t = self.student.run(self.denoiser.sample, prompts, seeds, **options)
+        sampler = self.sample_by_student if what == "erase" else self.denoiser.sample
+        return *left_off(self.denoiser, sampler, prompts, seeds, taken, steps=settings.ddim_steps, guidance=settings.guidance), prompts
+
+    def sample_by_student(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Sample by the model in training, which reads prompts otherwise than the model as it was."""
+        self.denoiser.forget_text()
+        try:
+            return self.student.run(self.denoiser.sample, *arguments, **options)
+        finally:
             self.denoiser.forget_text()
-        else:
-            x_t = self.denoiser.sample(prompts, seeds, **options)
-        return x_t, (self.timesteps[taken + 1], self.timesteps[taken]), prompts
 
     def attack(self, x_t: torch.Tensor, t: torch.Tensor, prompts: Sequence[str], concept: torch.Tensor, step: int) -> list[torch.Tensor]:
         """Find the tokens that make the student predict the concept again, one tensor (b, `attack_tokens`, width) per text encoder."""

@@ -38,7 +38,7 @@ from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
 from assay.noise import derive, generator
 from assay.patch import Patch
-from assay.training.finetune import Student, finetune, schedule
+from assay.training.finetune import Student, finetune, left_off, schedule
 
 GROUPS = {"esd-x": "cross_attention", "esd-x-strict": "cross_attention.kv", "esd-u": "not_cross_attention", "esd-all": "unet"}
 
@@ -171,7 +171,6 @@ class Training:
         self.pairs = [(target, anchor if settings.toward_anchor else "") for target, anchor in concept.pairs()]
         denoiser.conditioning([settings.erase_from, *(prompt for pair in self.pairs for prompt in pair)])
         self.drawn: tuple[torch.Tensor, tuple[int, int], list[tuple[str, str]]] | None = None
-        self.timesteps = [len(denoiser.alphas_cumprod), *denoiser.timesteps(settings.ddim_steps).tolist()]
 
     def loss(self, step: int, _: torch.Generator) -> torch.Tensor:
         """Return the loss of a step: a scalar."""
@@ -190,10 +189,9 @@ class Training:
         pairs = [self.pairs[index] for index in torch.randint(len(self.pairs), (settings.batch,), generator=draws).tolist()]
         concept, _, source = self.prompts(pairs)
         seeds = [derive(self.seed, "esd", step, row) for row in range(settings.batch)]
-        options = {"steps": settings.ddim_steps, "guidance": settings.guidance, "stop": taken}
         sampler = partial(self.student.run, self.denoiser.sample) if settings.latents == "student" else self.denoiser.sample
-        x_t = sampler(concept if source is None else source, seeds, **options)
-        return x_t, (self.timesteps[taken + 1], self.timesteps[taken]), pairs
+        told = concept if source is None else source
+        return *left_off(self.denoiser, sampler, told, seeds, taken, steps=settings.ddim_steps, guidance=settings.guidance), pairs
 
     def prompts(self, pairs: list[tuple[str, str]]) -> tuple[Conditioning, Conditioning, Conditioning | None]:
         """Return the conditioning of the concept, of what it is guided to, and of `erase_from` if there is one."""

@@ -3,7 +3,7 @@
 "Unified Concept Editing in Diffusion Models". Rohit Gandikota, Hadas Orgad, Yonatan Belinkov, Joanna Materzynska, David Bau. WACV 2024, arXiv
 2308.14761, debiasing. Authors' code: github.com/rohitgandikota/unified-concept-editing, MIT. Written here from the paper's mathematics.
 
-The concept's token states c are mapped, in every key and value matrix W0 of cross-attention, to
+The token states c of the concept, asked for by its name alone, are mapped, in every key and value matrix W0 of cross-attention, to
 
     v = W0 (c + sum_i alpha_i a_i),
 
@@ -125,7 +125,7 @@ def erase(
     """
     weights = check(denoiser, concept, settings)
     wanted = torch.tensor(settings.shares or [1 / len(settings.attributes)] * len(settings.attributes))
-    prompts = list(dict.fromkeys(target for target, _ in concept.pairs()))
+    prompts = [phrase for phrase, _ in named(concept)]
     targets, _ = uce.paired_states(denoiser, [(prompt, "") for prompt in prompts], "all")
     if odd := [name for name, weight in weights.items() if weight.shape[1] != targets.shape[1]]:
         raise Unsupported(f"{odd[0]} does not read the text encoder's states.", "No other method debiases it yet.")
@@ -181,6 +181,11 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     return denoiser.group("cross_attention.kv")
 
 
+def named(concept: Concept) -> list[tuple[str, str]]:
+    """Return the prompt that asks for the concept, or for each of its members, and leaves the attributes open; with the name in it."""
+    return [(part.phrase(name), name) for part in concept.parts or (concept,) for name in part.members or (part.name,)]
+
+
 def draw(denoiser: Denoiser, prompts: Sequence[str], settings: Settings, seed: int) -> torch.Tensor:
     """Let the model draw the concept: latents (images, c, h, w), the same noise in every round."""
     chosen = [prompts[number % len(prompts)] for number in range(settings.images)]
@@ -191,7 +196,7 @@ def draw(denoiser: Denoiser, prompts: Sequence[str], settings: Settings, seed: i
 @torch.no_grad()
 def counted(denoiser: Denoiser, concept: Concept, latents: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
     """Count which attribute's prompt predicts the noise in each latent best: shares, (attributes,)."""
-    names = [name for part in concept.parts or (concept,) for name in part.members or (part.name,)]
+    names = [name for _, name in named(concept)]
     rng = generator(seed, "uce_debias", "trials")
     t = ((torch.arange(settings.trials) + torch.rand(settings.trials, generator=rng)) / settings.trials * len(denoiser.alphas_cumprod)).long()
     t = t.clamp(max=len(denoiser.alphas_cumprod) - 1).to(denoiser.device)

@@ -192,6 +192,27 @@ def own_latents(
     return torch.cat(parts)
 
 
+def left_off(
+    denoiser: Denoiser, sampler: Callable[..., torch.Tensor], prompts: Any, seeds: Sequence[int], taken: int, *, steps: int, guidance: float
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Sample latents part of the way, all to the same step, as methods do that train where their own sampling passes.
+
+    Args:
+        denoiser: whose timesteps they are.
+        sampler: `Denoiser.sample`, or a student's.
+        prompts: one per latent, or their conditioning.
+        seeds: one per latent.
+        taken: DDIM steps to take.
+        steps: of a whole sampling.
+        guidance: scale of classifier-free guidance.
+
+    Returns:
+        x_t: (b, c, h, w); and the timesteps that it stands for, from and below.
+    """
+    bounds = [len(denoiser.alphas_cumprod), *denoiser.timesteps(steps).tolist()]
+    return sampler(prompts, seeds, steps=steps, guidance=guidance, stop=taken), (bounds[taken + 1], bounds[taken])
+
+
 def spread(items: Sequence[T], count: int, *keys: int | str) -> list[T]:
     """Return `count` items, none more than once oftener than another, in an order drawn by `keys`: few stand for all."""
     order = torch.randperm(len(items), generator=generator(*keys)).tolist()
