@@ -6,9 +6,10 @@ import torch
 
 from assay.errors import BadInput, Misconfigured, Unsupported
 from assay.evaluation.centroid import CentroidJudge
+from assay.memorization.groups import Group, choose
 from assay.memorization.looks import Looks, compare, looks, strip
-from assay.memorization.nearest import PRESETS, PROBE, Settings, audit, choose, cost
-from assay.memorization.testimony import Group, decide, witness
+from assay.memorization.nearest import PRESETS, PROBE, Settings, audit, cost
+from assay.memorization.testimony import decide, witness
 from assay.record import Record
 from assay.settings import read
 from assay.testing import tiny, tiny_works

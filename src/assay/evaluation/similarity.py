@@ -100,6 +100,21 @@ def cosine_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return _unit(first) @ _unit(second).T
 
 
+def adaptive(distances: np.ndarray, neighbours: int = 50, alpha: float = 0.5) -> np.ndarray:
+    """Return the adaptive distance of images to their nearest work (Carlini et al. 2023, Sec. 5.1): (n,); below 1 is a copy.
+
+    The distance to the nearest over alpha times the mean distance to the nearest `neighbours`, itself among them: where many works look alike, being
+    near one of them says little.
+
+    Args:
+        distances: to every work: (n, m).
+        neighbours: works of the mean; all, if there are fewer.
+        alpha: share of the mean that a copy must stay below.
+    """
+    nearest = np.sort(distances, axis=1)[:, :neighbours]
+    return nearest[:, 0] / np.maximum(alpha * nearest.mean(1), 1e-12)
+
+
 def _unit(rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +28,14 @@ from PIL import Image
 from safetensors.torch import save
 
 from assay.denoiser import Denoiser, tensor_digest, to_pictures
-from assay.errors import BadInput, Misconfigured, Unsupported
+from assay.errors import Misconfigured
 from assay.evaluation.features import resized
 from assay.judge import JudgeLike
+from assay.memorization.groups import Audit, choose
 from assay.memorization.looks import SIZE, compare, looks, strip
-from assay.memorization.testimony import Group, witness
+from assay.memorization.testimony import witness
 from assay.noise import derive
-from assay.record import Record, digest_of, kept_tensors, versions, write_atomically
+from assay.record import digest_of, kept_tensors, versions, write_atomically
 from assay.works import Works
 
 
@@ -71,59 +71,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 PROBE: dict[str, Any] = {"images": 1, "steps": 2, "members": 4, "batch": 8}
-
-
-class Audit(NamedTuple):
-    """What an audit found, and the pictures that its tables name."""
-
-    record: Record
-    """The testimony, without pictures."""
-    pictures: dict[str, Image.Image]
-    """File name -> picture; first the clearest match."""
-
-
-def choose(works: Works, settings: Settings, seed: int) -> list[Group]:
-    """Say which works to ask for, group by group; a work's place in the lottery depends on seed and id alone.
-
-    Ordinary members are those of the commonest number of copies; calibration and holdout works are those that were never shown.
-
-    Works that declare a `subset` none of which was trained are left out: they are not like the others.
-
-    Raises:
-        BadInput: a canary's dose is no number.
-        Unsupported: there are no calibration works, or nothing to audit.
-    """
-    rows = works.table.drop_columns(["image"]).to_pylist()
-    attributes = [dict(row["attributes"] or []) for row in rows]
-    trained = {about.get("subset") for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"]}
-    canaries: dict[tuple[str, int], list[int]] = {}
-    plain: dict[str, list[int]] = {"calibration": [], "holdout": [], "member": []}
-    usual = Counter(row["copies"] for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"] and "canary" not in about)
-    dose = max(usual, key=lambda copies: (usual[copies], -copies), default=1)
-    wanted = {"calibration": 0, "holdout": 0, "member": dose}
-    for index, (row, about) in enumerate(zip(rows, attributes)):
-        if "canary" in about and "dose" in about:
-            if not about["dose"].isdigit():
-                raise BadInput(f"Work {row['id'][:12]} declares the dose `{about['dose']}`.", "A dose is a whole number of copies.")
-            canaries.setdefault((about["canary"], int(about["dose"])), []).append(index)
-        elif row["split"] in plain and about.get("subset") in trained and row["copies"] == wanted[row["split"]]:
-            plain[row["split"]].append(index)
-    if not trained:
-        raise Unsupported("The works have no members, so there is nothing to audit.", "Declare what the model was trained on: `split` = member.")
-    if not plain["calibration"]:
-        raise Unsupported(
-            "The works have no calibration split, so no similarity can be called suspicious.",
-            "Declare works that the model never saw: `split` = calibration (and holdout, to check the rate).",
-        )
-    most = {"calibration": settings.calibration, "holdout": settings.holdout, "member": settings.members}
-    drawn = {name: sorted(found, key=lambda index: derive(seed, "audit", rows[index]["id"]))[: most[name]] for name, found in plain.items()}
-    groups = [
-        Group("calibration", None, 0, drawn["calibration"]),
-        Group("holdout", None, 0, drawn["holdout"]),
-        Group("members", None, dose, drawn["member"]),
-    ]
-    groups += [Group("canary", arm, dose, canaries[arm, dose]) for arm, dose in sorted(canaries)]
-    return [group for group in groups if group.works]
 
 
 def check(settings: Settings) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from assay.evaluation.intervals import wilson
 from assay.evaluation.thresholds import Joint, Threshold, joint_threshold, threshold_at
 from assay.judge import JudgeLike
+from assay.memorization.groups import Group
 from assay.record import Curve, Metric, Record, Table
 from assay.works import Works
 
@@ -23,32 +24,6 @@ SHOWS_NOT = [
     "A work that is not flagged may still be memorised: other prompts, more images or white-box attacks were not tried.",
     "Thresholds hold for this model, these works, this judge and 64x64 pixels; they are not comparable with published ones.",
 ]
-
-
-class Group(NamedTuple):
-    """Works that are judged together."""
-
-    kind: str
-    """calibration, holdout, members or canary."""
-    arm: str | None
-    """Of canaries: one caption, or varied."""
-    dose: int
-    """Copies in training."""
-    works: list[int]
-    """Their rows in the table."""
-
-    @property
-    def label(self) -> str:
-        """How metrics name it."""
-        return self.kind if self.arm is None else f"k{self.dose}" if self.arm == "one" else f"{self.arm}.k{self.dose}"
-
-    @property
-    def words(self) -> str:
-        """How tables name it."""
-        if self.arm is None:
-            return {"members": "ordinary members"}.get(self.kind, f"{self.kind} works, never trained")
-        caption = {"one": "one caption", "varied": "varied captions"}.get(self.arm, self.arm)
-        return f"canaries, {caption}, k = {self.dose}" + (" (control)" if self.dose == 0 else "")
 
 
 class Decision(NamedTuple):

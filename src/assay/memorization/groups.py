@@ -1,0 +1,114 @@
+"""Which works an audit asks for: canaries by copies and arm, ordinary members, and works never trained, to set thresholds on and to check them.
+
+What an audit returns is here too, as all have both in common.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+
+from assay.errors import BadInput, Unsupported
+from assay.noise import derive
+from assay.record import Record
+from assay.works import Works
+
+
+class Audit(NamedTuple):
+    """What an audit found, and the pictures that its tables name."""
+
+    record: Record
+    """The testimony, without pictures."""
+    pictures: dict[str, Image.Image]
+    """File name -> picture; first the clearest match."""
+
+
+class Group(NamedTuple):
+    """Works that are judged together."""
+
+    kind: str
+    """calibration, holdout, members or canary."""
+    arm: str | None
+    """Of canaries: one caption, or varied."""
+    dose: int
+    """Copies in training."""
+    works: list[int]
+    """Their rows in the table."""
+
+    @property
+    def label(self) -> str:
+        """How metrics name it."""
+        return self.kind if self.arm is None else f"k{self.dose}" if self.arm == "one" else f"{self.arm}.k{self.dose}"
+
+    @property
+    def words(self) -> str:
+        """How tables name it."""
+        if self.arm is None:
+            return {"members": "ordinary members"}.get(self.kind, f"{self.kind} works, never trained")
+        caption = {"one": "one caption", "varied": "varied captions"}.get(self.arm, self.arm)
+        return f"canaries, {caption}, k = {self.dose}" + (" (control)" if self.dose == 0 else "")
+
+
+class Sizes(Protocol):
+    """How many works of each split to choose, at most: settings of any audit."""
+
+    @property
+    def members(self) -> int:
+        """Ordinary members."""
+        ...
+
+    @property
+    def calibration(self) -> int:
+        """Calibration works."""
+        ...
+
+    @property
+    def holdout(self) -> int:
+        """Holdout works."""
+        ...
+
+
+def choose(works: Works, settings: Sizes, seed: int) -> list[Group]:
+    """Say which works to ask for, group by group; a work's place in the lottery depends on seed and id alone.
+
+    Ordinary members are those of the commonest number of copies; calibration and holdout works are those that were never shown.
+
+    Works that declare a `subset` none of which was trained are left out: they are not like the others.
+
+    Raises:
+        BadInput: a canary's dose is no number.
+        Unsupported: there are no calibration works, or nothing to audit.
+    """
+    rows = works.table.drop_columns(["image"]).to_pylist()
+    attributes = [dict(row["attributes"] or []) for row in rows]
+    trained = {about.get("subset") for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"]}
+    canaries: dict[tuple[str, int], list[int]] = {}
+    plain: dict[str, list[int]] = {"calibration": [], "holdout": [], "member": []}
+    usual = Counter(row["copies"] for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"] and "canary" not in about)
+    dose = max(usual, key=lambda copies: (usual[copies], -copies), default=1)
+    wanted = {"calibration": 0, "holdout": 0, "member": dose}
+    for index, (row, about) in enumerate(zip(rows, attributes)):
+        if "canary" in about and "dose" in about:
+            if not about["dose"].isdigit():
+                raise BadInput(f"Work {row['id'][:12]} declares the dose `{about['dose']}`.", "A dose is a whole number of copies.")
+            canaries.setdefault((about["canary"], int(about["dose"])), []).append(index)
+        elif row["split"] in plain and about.get("subset") in trained and row["copies"] == wanted[row["split"]]:
+            plain[row["split"]].append(index)
+    if not trained:
+        raise Unsupported("The works have no members, so there is nothing to audit.", "Declare what the model was trained on: `split` = member.")
+    if not plain["calibration"]:
+        raise Unsupported(
+            "The works have no calibration split, so no similarity can be called suspicious.",
+            "Declare works that the model never saw: `split` = calibration (and holdout, to check the rate).",
+        )
+    most = {"calibration": settings.calibration, "holdout": settings.holdout, "member": settings.members}
+    drawn = {name: sorted(found, key=lambda index: derive(seed, "audit", rows[index]["id"]))[: most[name]] for name, found in plain.items()}
+    groups = [
+        Group("calibration", None, 0, drawn["calibration"]),
+        Group("holdout", None, 0, drawn["holdout"]),
+        Group("members", None, dose, drawn["member"]),
+    ]
+    groups += [Group("canary", arm, dose, canaries[arm, dose]) for arm, dose in sorted(canaries)]
+    return [group for group in groups if group.works]
