@@ -1,4 +1,4 @@
-"""The filter on works made in code, behind a tiny pipeline. Thresholds are put by hand where a test needs to know what is a copy."""
+"""The filter on works made in code, behind a tiny pipeline. The threshold is put by hand where a test needs to know what is a copy."""
 
 import numpy as np
 import pytest
@@ -6,25 +6,15 @@ import torch
 
 from assay.denoiser import to_pictures
 from assay.errors import Misconfigured, Unsupported
-from assay.evaluation.centroid import CentroidJudge
-from assay.evaluation.thresholds import Joint
 from assay.memorization.copy_filter import BLANK, CopyFilter
-from assay.memorization.looks import looks, tables
 from assay.testing import tiny_works
 
-NOTHING = Joint((np.inf,) * 3, 2, 0.0, 0)
-EVERYTHING = Joint((-np.inf,) * 3, 2, 1.0, 0)
-STRICT = Joint((-0.02, 0.98, 0.999), 3, 0.0, 0)
+NOTHING, STRICT, EVERYTHING = 0.0, 0.3, float("inf")
 
 
 @pytest.fixture(scope="module")
 def works():
     return tiny_works()
-
-
-@pytest.fixture(scope="module")
-def judge(works):
-    return CentroidJudge(works)
 
 
 @pytest.fixture(scope="module")
@@ -36,57 +26,54 @@ def pictures(works):
     return torch.from_numpy(works.pixels(64).transpose(0, 3, 1, 2).copy()).float() / 255
 
 
-def test_a_work_is_a_copy_of_itself_and_flat_grey_of_none(members, judge):
-    found = CopyFilter(members, judge, STRICT).matches(torch.cat([pictures(members)[:4], torch.full((1, 3, 64, 64), BLANK)]))
-    pixels = members.pixels(64)
-    same = [{other for other in range(len(members)) if np.array_equal(pixels[other], pixels[row])} for row in range(4)]
-    for row, match in enumerate(found[:4]):
+def test_a_work_is_a_copy_of_itself_and_flat_grey_of_none(members):
+    solid = [row for row, style in enumerate(members.column("style")) if style == "solid"][:4]  # outlined circles and rings are the same, scaled
+    found = CopyFilter(members, STRICT).matches(torch.cat([pictures(members)[solid], torch.full((1, 3, 64, 64), BLANK)]))
+    for row, match in zip(solid, found[:4], strict=True):
         assert match is not None
-        assert members.column("id").index(match.id) in same[row]
-        assert match.similarity == pytest.approx((0, 1, 1), abs=1e-6)
-        assert match.creator == members.column("creator")[members.column("id").index(match.id)]
+        assert match.id == members.column("id")[row]
+        assert match.creator == members.column("creator")[row]
+        assert match.distance == pytest.approx(0, abs=2e-3)  # float32: the root of a rounding error
+        assert match.ratio < STRICT
     assert found[4] is None
 
 
-def test_measures_must_agree_on_one_work(members, judge):
-    """By brute force: an image is refused where some work exceeds two thresholds at once, whatever other works do."""
-    share = torch.linspace(0.5, 1, 12)[:, None, None, None]
-    made = share * pictures(members)[:12] + (1 - share) * pictures(members)[20:32]  # from between two works to one of them
-    limits = (-0.2, 0.9, 0.98)
-    table = np.concatenate([
-        np.stack(three, 2)
-        for _, three in tables(
-            looks((made * 255).round().to(torch.uint8).numpy(), judge),
-            looks(members.pixels(64).transpose(0, 3, 1, 2).copy(), judge),
-        )
-    ])
-    expected = [any(sum(value > limit for value, limit in zip(pair, limits, strict=True)) >= 2 for pair in row) for row in table]
-    found = CopyFilter(members, judge, Joint(limits, 2, 0.0, 0)).matches(made)
-    assert [match is not None for match in found] == expected
-    assert 0 < sum(expected) < len(expected)  # else the thresholds above say nothing
+def test_the_rival_is_of_another_cluster(members):
+    """Lowe's ratio by hand: least distance over the least to a work of another cluster. A second work of the same cluster is no rival."""
+    made = 0.8 * pictures(members)[[3]] + 0.2 * pictures(members)[[17]]
+    aligned = CopyFilter(members, STRICT).aligner.nearest(made)
+    first, second, third = aligned.works[0][:3].tolist()
+    near, rival, next_ = aligned.distances[0][:3]
+    assert CopyFilter(members, STRICT).nearest(made)[0].ratio == pytest.approx(near / rival)
+    clusters = members.column("cluster")
+    clusters[second] = clusters[first]
+    joined = CopyFilter(members.with_columns(cluster=clusters), STRICT).nearest(made)[0]
+    assert joined.ratio == pytest.approx(near / next_)
+    assert joined.id == members.column("id")[first]
+    assert third not in (first, second)
 
 
-def test_calibration_holds_its_rate_on_the_works_it_was_made_on(works, judge):
+def test_calibration_holds_its_rate_on_the_works_it_was_made_on(works):
     innocent = pictures(works.where(lambda row: row["split"] == "calibration"))
     for rate in (0.34, 0.5, 0.7):
-        copies = CopyFilter.calibrated(works, judge, rate=rate)
+        copies = CopyFilter.calibrated(works, rate=rate)
         refused = sum(match is not None for match in copies.matches(innocent))
         assert refused <= rate * (len(innocent) + 1) - 1  # split conformal: floor(rate (n + 1)) - 1 may be flagged
     assert copies.matches(pictures(copies.works)[:1])[0] is not None
 
 
-def test_what_cannot_be_calibrated_is_said(works, judge, members):
+def test_what_cannot_be_calibrated_is_said(works, members):
     with pytest.raises(Unsupported, match="too few"):
-        CopyFilter.calibrated(works, judge, rate=0.01)
+        CopyFilter.calibrated(works, rate=0.01)
     with pytest.raises(Unsupported, match="calibration works"):
-        CopyFilter.calibrated(members, judge)
-    with pytest.raises(Misconfigured, match="measures"):
-        CopyFilter.calibrated(works, judge, agreement=4)
+        CopyFilter.calibrated(members)
+    with pytest.raises(Unsupported, match="two"):
+        CopyFilter(members.take([0]), STRICT)
     with pytest.raises(Misconfigured, match="retries"):
-        CopyFilter(members, judge, NOTHING).screen(lambda rows, _: torch.zeros(len(rows), 3, 64, 64), 1, retries=-1)
+        CopyFilter(members, NOTHING).screen(lambda rows, _: torch.zeros(len(rows), 3, 64, 64), 1, retries=-1)
 
 
-def test_a_copy_is_drawn_again_and_refused_if_it_stays_one(members, judge):
+def test_a_copy_is_drawn_again_and_refused_if_it_stays_one(members):
     """Image 0 passes at once, image 1 at the second drawing, image 2 never."""
     copy, other = pictures(members)[0], torch.full((3, 64, 64), 0.2)
     asked = []
@@ -95,7 +82,7 @@ def test_a_copy_is_drawn_again_and_refused_if_it_stays_one(members, judge):
         asked.append((rows, attempt))
         return torch.stack([copy if row == 2 or (row == 1 and attempt == 0) else other for row in rows])
 
-    screened = CopyFilter(members, judge, STRICT).screen(draw, 3, retries=2)
+    screened = CopyFilter(members, STRICT).screen(draw, 3, retries=2)
     assert asked == [([0, 1, 2], 0), ([1, 2], 1), ([2], 2)]
     assert screened.draws == [1, 2, 3]
     assert [match is not None for match in screened.refused] == [False, False, True]
@@ -104,18 +91,18 @@ def test_a_copy_is_drawn_again_and_refused_if_it_stays_one(members, judge):
     assert (screened.images[2] == BLANK).all()
 
 
-def test_where_nothing_is_refused_the_images_are_the_model_s_own(sd, members, judge):
+def test_where_nothing_is_refused_the_images_are_the_model_s_own(sd, members):
     prompts, seeds = ["red circle", "blue square"], [5, 6]
     plain = sd.generate(prompts, seeds, steps=2)
-    passed = CopyFilter(members, judge, NOTHING).generate(sd, prompts, seeds, steps=2)
+    passed = CopyFilter(members, NOTHING).generate(sd, prompts, seeds, steps=2)
     assert torch.equal(passed.images, plain)
     assert passed.draws == [1, 1]
-    refused = CopyFilter(members, judge, EVERYTHING).generate(sd, prompts, seeds, steps=2, retries=1)
+    refused = CopyFilter(members, EVERYTHING).generate(sd, prompts, seeds, steps=2, retries=1)
     assert (refused.images == BLANK).all()
     assert refused.draws == [2, 2]
 
 
-def test_behind_a_diffusers_pipeline(pipelines, members, judge):
+def test_behind_a_diffusers_pipeline(pipelines, members):
     """Two images of each of two prompts: the pipeline's own where nothing is refused, grey ones where everything is."""
     pipeline = pipelines["sd-epsilon"].pipeline
 
@@ -130,9 +117,9 @@ def test_behind_a_diffusers_pipeline(pipelines, members, judge):
 
     prompts = ["red circle", "blue square"]
     plain = pipeline(prompt=prompts, **(given() | {"negative_prompt": ["green"] * 2})).images
-    guarded = CopyFilter(members, judge, NOTHING).guard(pipeline)
+    guarded = CopyFilter(members, NOTHING).guard(pipeline)
     np.testing.assert_allclose(guarded(prompts, **given()).images, plain, atol=1e-5)
-    grey = CopyFilter(members, judge, EVERYTHING).guard(pipeline, retries=1)
+    grey = CopyFilter(members, EVERYTHING).guard(pipeline, retries=1)
     assert [picture.getextrema() for picture in grey(prompts, **(given() | {"output_type": "pil"})).images] == [
         picture.getextrema() for picture in to_pictures(torch.full((4, 3, 32, 32), BLANK))
     ]
@@ -142,8 +129,8 @@ def test_behind_a_diffusers_pipeline(pipelines, members, judge):
         guarded(prompts, output_type="latent")
 
 
-def test_the_digest_names_works_judge_and_thresholds(members, judge):
-    one = CopyFilter(members, judge, STRICT).digest
-    assert CopyFilter(members, judge, STRICT).digest == one
-    assert CopyFilter(members, judge, STRICT._replace(least=2)).digest != one
-    assert CopyFilter(members.take([0, 1, 2]), judge, STRICT).digest != one
+def test_the_digest_names_works_and_threshold(members):
+    one = CopyFilter(members, STRICT).digest
+    assert CopyFilter(members, STRICT).digest == one
+    assert CopyFilter(members, 0.31).digest != one
+    assert CopyFilter(members.take([0, 1, 2]), STRICT).digest != one

@@ -1,12 +1,13 @@
 """`CopyFilter`: refuses, or draws again, images that are near-copies of works, at a rate of false refusals that is set and can be checked.
 
-An image is a near-copy of a work where at least `agreement` of three measures (tiled l2, a DCT hash, a judge's features; `looks.py`) find it more
-alike that work than their thresholds. Thresholds are set together on works that nobody copied, the calibration split: each is compared with all
-protected works and its largest similarity in every measure counts, so that an innocent image is refused with at most the stated probability
-(`evaluation/thresholds.py`), the more surely as a refusal asks that the measures agree on one work.
+An image is a near-copy of a work where the ratio of its distance to that work to its distance to the nearest work of another cluster of
+near-duplicates is less than a threshold: the ratio test of Lowe (2004, Int. J. Comput. Vis. 60:91, Sec. 7.1) with the aligned tiled l2 distance
+(`evaluation/alignment.py`). Near one of many works that look alike is no copy; nearer to one than to any other is. The threshold is set on works that
+copied nothing, the calibration split, so that a new innocent image is refused with at most the stated probability (`evaluation/thresholds.py`).
 
-What it says is likeness, not cause. The same thing in another style is not a near-copy; a work that was redrawn, blurred or recoloured is one as far
-as the thresholds reach, which `benchmarks/copy_filter.py` measures. Mirrored copies are compared as they are and pass.
+What it says is likeness, not cause. The same thing in another style is no near-copy; a work that was cut, moved, blurred, darkened or compressed is
+one. A work drawn anew is one as far as its lines stay: `benchmarks/copy_filter.py` measures how far. Mirrored copies pass, and so do copies of works
+that are all but the same as others of another cluster.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ import torch
 
 from assay.denoiser import Denoiser, to_pictures
 from assay.errors import Misconfigured, Unsupported
-from assay.evaluation.features import resized
-from assay.evaluation.thresholds import Joint, joint_threshold
-from assay.judge import JudgeLike
-from assay.memorization.looks import SIZE, Looks, looks, tables
+from assay.evaluation.alignment import SIZE, Aligner
+from assay.evaluation.thresholds import Threshold, threshold_at
 from assay.noise import derive
 from assay.works import Works
 
@@ -41,8 +40,10 @@ class Match(NamedTuple):
     """Its title, if it declares one."""
     creator: str | None
     """Who made it, if it says."""
-    similarity: tuple[float, float, float]
-    """In the three measures, higher is more alike: minus tiled l2, 1 - share of different bits, cosine."""
+    distance: float
+    """Tiled l2 at the best alignment (`evaluation/alignment.py`)."""
+    ratio: float
+    """That over the distance to the nearest work of another cluster: less than the threshold."""
 
 
 class Screened(NamedTuple):
@@ -61,68 +62,66 @@ class CopyFilter:
 
     Args:
         works: what is protected.
-        judge: gives the third measure.
-        thresholds: of the three measures, higher is more alike.
+        threshold: ratio below which an image is a near-copy.
+        calibration: how the threshold was set, if it was.
     """
 
-    def __init__(self, works: Works, judge: JudgeLike, thresholds: Joint) -> None:
-        """Describe the protected works."""
-        self.works, self.judge, self.thresholds = works, judge, thresholds
-        self.known = _seen(works, judge)
+    def __init__(self, works: Works, threshold: float, calibration: Threshold | None = None) -> None:
+        """Prepare the protected works.
+
+        Raises:
+            Unsupported: there are fewer than two works, so that no ratio can be taken.
+        """
+        if len(works) < 2:
+            raise Unsupported("A ratio of distances needs at least two protected works.", "Protect more.")
+        self.works, self.threshold, self.calibration = works, threshold, calibration
+        self.clusters = np.array([cluster if cluster >= 0 else -1 - row for row, cluster in enumerate(works.column("cluster"))])
+        self.aligner = Aligner(np.ascontiguousarray(works.pixels(SIZE).transpose(0, 3, 1, 2)))
+        self.about = list(zip(*(works.column(name) for name in ("id", "title", "creator")), strict=True))
 
     @classmethod
-    def calibrated(cls, works: Works, judge: JudgeLike, *, rate: float = 0.01, agreement: int = 2) -> CopyFilter:
-        """Protect the members of a table and set the thresholds on its calibration split.
+    def calibrated(cls, works: Works, *, rate: float = 0.02) -> CopyFilter:
+        """Protect the members of a table and set the threshold on its calibration split.
 
         Args:
             works: with members, and calibration works without near-duplicates among them.
-            judge: gives the third measure.
             rate: probability that an image which copies nothing is refused.
-            agreement: how many of the three measures must find the same work.
 
         Raises:
             Unsupported: there are no members or no calibration works, or too few of these for the rate.
-            Misconfigured: the rate or the agreement is out of range.
         """
-        if agreement not in (1, 2, 3):
-            raise Misconfigured(f"Between 1 and 3 measures can agree; got {agreement}.", "Use 2.")
         protected = works.where(lambda row: row["split"] == "member" and row["copies"] > 0)
         innocent = works.where(lambda row: row["split"] == "calibration")
         if not len(protected) or not len(innocent):
-            raise Unsupported("A filter needs members to protect and calibration works to set its thresholds on.", "Declare them in `split`.")
-        unset = cls(protected, judge, Joint((np.inf,) * 3, agreement, 0.0, 0))
-        most = np.concatenate([np.stack([table.max(1) for table in three], 1) for _, three in tables(_seen(innocent, judge), unset.known)])
-        chosen = joint_threshold(most, rate, agreement)
-        if not np.isfinite(chosen.values).all():
+            raise Unsupported("A filter needs members to protect and calibration works to set its threshold on.", "Declare them in `split`.")
+        made = cls(protected, 0.0)
+        pixels = torch.from_numpy(np.ascontiguousarray(innocent.pixels(SIZE).transpose(0, 3, 1, 2))) / 255
+        found = threshold_at([-match.ratio for match in made.nearest(pixels)], rate)
+        if not np.isfinite(found.value):
             raise Unsupported(f"{len(innocent)} calibration works are too few for a rate of {rate:g}.", "Allow more, or declare more works.")
-        unset.thresholds = chosen
-        return unset
+        made.threshold, made.calibration = -found.value, found
+        return made
 
     @property
     def digest(self) -> str:
         """SHA-256 over everything that a refusal depends on."""
-        about = [self.works.digest, self.judge.digest, [float(value).hex() for value in self.thresholds.values], self.thresholds.least]
-        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.works.digest, float(self.threshold).hex(), self.aligner.shortlist]).encode()).hexdigest()
+
+    def nearest(self, images: torch.Tensor) -> list[Match]:
+        """Return for every image (n, 3, h, w) in [0, 1] the protected work that it is nearest to, copy or not."""
+        aligned = self.aligner.nearest(images)
+        found = []
+        for rows, distances in zip(aligned.works, aligned.distances, strict=True):
+            others = distances[self.clusters[rows] != self.clusters[rows[0]]]
+            rival = float(others[0]) if len(others) else 1.0
+            ratio = float(distances[0]) / rival if distances[0] > 1e-6 else 0.0
+            id_, title, creator = self.about[rows[0]]
+            found.append(Match(id_, title, creator, float(distances[0]), ratio))
+        return found
 
     def matches(self, images: torch.Tensor) -> list[Match | None]:
-        """Return for every image (n, 3, h, w) in [0, 1] the protected work that it copies, the most alike if there are several; None if none."""
-        found: list[Match | None] = []
-        if not len(images):
-            return found
-        columns = {name: self.works.column(name) for name in ("id", "title", "creator")}
-        limits = np.array(self.thresholds.values)
-        pixels = (resized(images.detach().cpu()) * 255).round().to(torch.uint8).numpy()
-        for _, three in tables(looks(pixels, self.judge), self.known):
-            table = np.stack(three, 2)  # (b, works, 3)
-            copied = (table > limits).sum(2) >= self.thresholds.least
-            nearest = np.where(copied, table[..., 0], -np.inf).argmax(1)
-            for row, work in enumerate(nearest.tolist()):
-                if copied[row, work]:
-                    id_, title, creator = (columns[name][work] for name in ("id", "title", "creator"))
-                    found.append(Match(id_, title, creator, tuple(table[row, work].tolist())))
-                else:
-                    found.append(None)
-        return found
+        """Return for every image (n, 3, h, w) in [0, 1] the protected work that it copies; None where it copies none."""
+        return [match if match.ratio < self.threshold else None for match in self.nearest(images)]
 
     def screen(self, draw: Callable[[list[int], int], torch.Tensor], count: int, *, retries: int = 2) -> Screened:
         """Draw images, draw near-copies again, and refuse what still is one.
@@ -220,7 +219,3 @@ class Guarded:
         images = self.last.images
         output.images = images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy() if output_type == "np" else to_pictures(images)
         return output
-
-
-def _seen(works: Works, judge: JudgeLike) -> Looks:
-    return looks(np.ascontiguousarray(works.pixels(SIZE).transpose(0, 3, 1, 2)), judge)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -39,20 +38,6 @@ def looks(pixels: np.ndarray, judge: JudgeLike) -> Looks:
     return Looks(np.concatenate(small), np.concatenate(hashes), np.concatenate(features))
 
 
-def tables(outputs: Looks, works: Looks) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Yield, some outputs at a time, which they are and their similarity to every work in three measures, higher is more alike: (b, m) each."""
-    for start in range(0, len(outputs.pixels), BLOCK // 2):
-        rows = slice(start, start + BLOCK // 2)
-        yield (
-            rows,
-            (
-                -tiled_l2_pairs(outputs.pixels[rows], works.pixels),
-                1 - hamming_pairs(outputs.hashes[rows], works.hashes),
-                cosine_pairs(outputs.features[rows], works.features),
-            ),
-        )
-
-
 def compare(outputs: Looks, works: Looks, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compare every output with every work.
 
@@ -65,8 +50,14 @@ def compare(outputs: Looks, works: Looks, own: np.ndarray) -> tuple[np.ndarray, 
         Similarity to the own work in three measures, higher is more alike, (n, 3); and how many works are at least as near, itself included, (n, 3).
     """
     similarity, rank = np.zeros((len(own), 3)), np.zeros((len(own), 3), np.int64)
-    for rows, similarities in tables(outputs, works):
-        for measure, table in enumerate(similarities):
+    for start in range(0, len(own), BLOCK // 2):
+        rows = slice(start, start + BLOCK // 2)
+        tables = (
+            -tiled_l2_pairs(outputs.pixels[rows], works.pixels),
+            1 - hamming_pairs(outputs.hashes[rows], works.hashes),
+            cosine_pairs(outputs.features[rows], works.features),
+        )
+        for measure, table in enumerate(tables):
             mine = table[np.arange(len(table)), own[rows]]
             similarity[rows, measure] = mine
             rank[rows, measure] = (table >= mine[:, None]).sum(1)
