@@ -196,7 +196,9 @@ def _lines(body: dict[str, Any]) -> bytes:
     """Return the results as JSON with a line for every concept and cell, so that what a new measurement changed can be seen."""
 
     def text(value: Any) -> str:
-        return f"[\n  {',\n  '.join(json.dumps(item) for item in value)}\n ]" if isinstance(value, list) and value else json.dumps(value)
+        if not isinstance(value, list) or not value:
+            return json.dumps(value)
+        return "[\n  " + ",\n  ".join(json.dumps(item) for item in value) + "\n ]"
 
     return ("{\n " + ",\n ".join(f"{json.dumps(key)}: {text(value)}" for key, value in body.items()) + "\n}\n").encode()
 
