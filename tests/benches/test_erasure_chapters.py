@@ -8,13 +8,13 @@ from assay.benches.erasure import About, Cell, Distance, Results, Share
 from assay.benches.erasure_chapters import chapter, verdict
 from assay.evaluation.intervals import wilson
 
-HEADS = {"target": "family", "neighbours": "title", "rest": "title"}
+HEADS = {"target": "family", "neighbours": "five", "rest": "five"}
 SCALE = {"base.judge": {"floor": 0.01, "ceiling": 0.05}, "reference.judge": {"floor": 0.02, "ceiling": 0.12}}
 
 
 def cell(row: str, target: int, rest: int, **more) -> Cell:
     """Of 20 pictures of the target and 40 of everything else."""
-    shares = {"target.family": Share(hits=target, n=20, chance=0.02), "neighbours.title": Share(hits=5, n=10), "rest.title": Share(hits=rest, n=40)}
+    shares = {"target.family": Share(hits=target, n=20, chance=0.02), "neighbours.five": Share(hits=5, n=10), "rest.five": Share(hits=rest, n=40)}
     return Cell(concept="cats", row=row, shares=shares, **more)
 
 

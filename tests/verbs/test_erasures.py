@@ -6,7 +6,9 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
+import torch
 
 import assay
 from assay.benches.erasure import Results, Settings, Subject
@@ -15,10 +17,14 @@ from assay.concept import Concept
 from assay.erasure import uce
 from assay.errors import Misconfigured, Mismatch, Missing
 from assay.evaluation.centroid import CentroidJudge
+from assay.judge import Verdict
 from assay.memorization.copies import copied
+from assay.patch import Patch
 from assay.record import Dossier, Record
 from assay.testing import tiny, tiny_works
-from assay.verbs.erasures import Bench
+from assay.verbs.erasures import Bench, counted
+from assay.verbs.evaluate import Scene
+from assay.verbs.generate import Prompt
 from assay.verbs.session import Session
 
 SMALL = {"each": {"target": 8, "neighbours": 4, "rest": 8}, "steps": 2}
@@ -65,7 +71,7 @@ def whole(works, tmp_path_factory):
 
 def test_every_cell_is_measured_and_reported(whole):
     """Five rows on two concepts: 10 of the 36 cells of the whole bench, fifteen erasers and three models on each."""
-    _, outcome, _ = whole
+    folder, outcome, _ = whole
     results = of(outcome)
     assert len(results.cells) == 10
     assert len(results.planned) == 36
@@ -75,6 +81,8 @@ def test_every_cell_is_measured_and_reported(whole):
     by = {(cell.concept, cell.row): cell for cell in results.cells}
     assert by["circle", "base"].shares["target.family"].n == by["circle", "uce"].shares["target.family"].n == 7  # 4 circles x 2 less a canary
     assert by["circle", "uce"].patch_bytes > 1000
+    assert by["circle", "base"].patch == ""
+    assert by["circle", "reference"].patch == by["solid", "reference"].patch == Patch.load(folder / "reference.safetensors").digest
     assert by["circle", "negative_prompt"].sampling == 3  # one prompt more than guidance
     assert by["circle", "uce"].sampling == 2
     assert by["circle", "uce"].kid.keys() >= {"base.judge", "base.fixed"}
@@ -124,6 +132,41 @@ def test_a_changed_plan_is_refused_before_anything_is_made(whole, works):
 def test_models_that_were_measured_need_not_be_given_again(whole, works):
     folder, _, _ = whole
     assert len(of(ask(works, folder / "out")).cells) == 10
+
+
+class Names:
+    """Says the titles it was given as the first of five that hold every title asked for."""
+
+    name, digest = "names", "0" * 64
+
+    def __init__(self, named):
+        self.named = np.array(named, object)
+
+    def chance(self, head):
+        return 0.1
+
+    def score(self, images, titles, styles):
+        every = np.ones(len(titles), bool)
+        known = np.array([title is not None for title in titles])
+        return {"title": Verdict(known, known & (self.named == np.array(titles, object)), known, every * 1.0, self.named, every * 1.0)}
+
+
+def test_what_is_counted_is_what_the_judge_says_of_those_it_knows():
+    """Of three cats one is unknown to the judge, one named rightly, one as another cat; the dog is named as a cat and is among five."""
+    rows = [Prompt(f"p{place}", "x", title=title) for place, title in enumerate(["cat", "kitten", None, "dog"])]
+    what = Scene(rows, {"target": [0, 1, 2], "rest": [3]}, frozenset({"cat", "kitten", "lion"}))
+    found = counted(Names(["cat", "cat", "cat", "cat"]), torch.zeros(4, 3, 8, 8), what)
+    hits = {key: (share.hits, share.n) for key, share in found.items()}
+    assert hits == {
+        "target.title": (1, 2),
+        "target.five": (2, 2),
+        "target.family": (2, 2),
+        "rest.title": (0, 1),
+        "rest.five": (1, 1),
+        "rest.family": (1, 1),
+    }
+    assert found["target.five"].chance == 0.5
+    assert found["target.family"].chance == pytest.approx(0.3)
 
 
 def bench_of(works, folder, subject):

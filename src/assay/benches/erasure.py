@@ -25,6 +25,13 @@ BASE, AGAIN, REFERENCE = "base", "again", "reference"
 MODELS = (BASE, AGAIN, REFERENCE)
 """Rows that are no erasers; `again` differs from the base in its seed alone, `reference` never saw the concept."""
 PARTS = {"target": "target", "neighbours": "neighbours", "rest": "everything else"}
+HEADS = {
+    "style": "its style is named",
+    "family": "some title of the family is named",
+    "copy": "it is a near-copy of the work",
+    "five": "its title is among the first five named",
+}
+"""What is counted of pictures. The judge names the title of few pictures of the base first: falls by some points show among the first five only."""
 VALIDATION = {"fluent": "style=fluent", "monkey faces": "group=smileys-emotion/monkey-face", "hot dog": "title=hot dog"}
 """The concepts that the erasers' settings were chosen on: name -> condition on works. None of them is measured here."""
 FEWEST = 8
@@ -74,7 +81,7 @@ class Subject:
     @property
     def stay_head(self) -> str:
         """What everything else is judged by."""
-        return "style" if self.kind == "style" else "title"
+        return "style" if self.kind == "style" else "five"
 
 
 STYLES = tuple(Subject(name, "style", name, f"style={name}", f"no-{name}") for name in ("twemoji", "noto"))
@@ -137,6 +144,8 @@ class Cell(Part):
     """base, again, reference or a method."""
     failed: str = ""
     """Why there is nothing, in words."""
+    patch: str = ""
+    """Digest of the patch that was on; none for the base."""
     shares: dict[str, Share] = Field(default_factory=dict)
     """PART.HEAD -> images that show it."""
     kid: dict[str, Distance] = Field(default_factory=dict)

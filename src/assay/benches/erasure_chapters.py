@@ -10,7 +10,7 @@ Distances are KID between images of the same prompts and seeds (`evaluation/kid.
 
 from __future__ import annotations
 
-from assay.benches.erasure import AGAIN, BASE, MODELS, PARTS, REFERENCE, About, Cell, Results, Share
+from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Cell, Results, Share
 from assay.benches.verdicts import COST, NEAR, Shares, like_retraining, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
 from assay.evaluation.intervals import wilson
@@ -21,7 +21,7 @@ SHOWS_NOT = [
     "A concept that no longer appears may be hidden: no attack has been tried here.",
     "Everything has one seed: two erasures that differ in it alone may differ by more than the intervals, which are over images.",
     "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
-    "Titles are named by a small judge, so that their shares are low for the base too; read each beside the base's.",
+    "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
     "A canary's copies are told by a threshold that flags 2 % of works never trained on; a faint copy may be missed.",
     "The reference for families, weapons and canaries is one model that saw none of them.",
 ]
@@ -78,7 +78,7 @@ def chapter(results: Results, about: About) -> Record:
             share = _share(about, cell, part)
             low, high = wilson(share.hits, share.n)
             better = "lower" if part == "target" else "higher"
-            chance = share.chance if part == "target" or about.heads[part] == "title" else None
+            chance = share.chance if part == "target" or about.heads[part] == "five" else None
             shown = {"value": share.value if share.n else None, "low": low, "high": high, "n": share.n, "chance": chance}
             metrics.append(Metric(name=f"{row}.{part}", better=better, judge=judge, **shown))
         for key, (value, low, high) in distances.items():
@@ -91,7 +91,7 @@ def chapter(results: Results, about: About) -> Record:
             cost = [f"{cell.seconds:.1f}", cell.passes, overhead, peak, f"{cell.patch_bytes / 2**10:.0f}", f"{cell.sampling:.2g}"]
         said = [cell.failed, "", ""] if cell.failed else [_said(_share(about, cell, part)) for part in PARTS]
         rows.append([row, *said, *("" if value is None else f"{value:.2f}" for value in near), *cost])
-    heads = [f"{words} ({about.heads[part]})" for part, words in PARTS.items()]
+    heads = [f"{words}: {HEADS[about.heads[part]]}" for part, words in PARTS.items()]
     costs = ["seconds", "passes", "overhead", "peak MiB", "patch KiB", "passes an image and step"]
     chance = next((share.chance for cell in cells.values() if (share := _share(about, cell, "target")).chance is not None), None)
     title = f"{about.name}: shares of images with 95 % intervals{'' if chance is None else f', chance of the target {chance:.1%}'}; distances; cost"

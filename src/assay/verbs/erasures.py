@@ -39,7 +39,7 @@ from assay.patched import Patched
 from assay.record import digest_of, kept_tensors, write_atomically
 from assay.reports.pictures import grid, save_picture
 from assay.verbs.erasure_scenes import Asked, ask
-from assay.verbs.evaluate import accuracies, images_of
+from assay.verbs.evaluate import Scene, images_of
 from assay.verbs.generate import Prompt
 from assay.verbs.methods import table
 from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
@@ -124,6 +124,7 @@ class Bench:
         asked, subject = self.asked(name), self.subjects[name]
         given = self.patch_of(subject, row)
         plan = {
+            "format": Results.model_fields["format"].default,
             **self.digests,
             "seed": self.session.seed,
             "settings": asdict(self.settings),
@@ -190,7 +191,8 @@ class Bench:
             if patch is not None and not all(bool(tensor.isfinite().all()) for tensor in patch.tensors.values()):
                 raise Unsupported("The patch is not finite.")
             guided = 1 if self.settings.guidance == 1 and not (patch and patch.rules) else 2
-            cell = cell.model_copy(update={"sampling": float(guided + (len(patch.rules[-1].prompts) if patch and patch.rules else 0))})
+            sampling = float(guided + (len(patch.rules[-1].prompts) if patch and patch.rules else 0))
+            cell = cell.model_copy(update={"sampling": sampling, "patch": "" if patch is None else patch.digest})
             with Patched(denoiser, [] if patch is None else [(patch, 1.0)]):
                 bar = self.session.bar(f"{name}, {row}: pictures")
                 images = images_of(denoiser, asked.what.rows, seed=self.session.seed, **options, folder=folder / "shards", progress=bar)
@@ -231,11 +233,7 @@ class Bench:
 
     def _judge(self, cell: Cell, asked: Asked, images: torch.Tensor, folder: OutFolder) -> None:
         """Judge the pictures and write the cell; the file that says it is done comes last."""
-        found = {
-            metric.name: Share(hits=round(metric.value * metric.n), n=metric.n, chance=metric.chance)
-            for metric in accuracies(self.judge, images, asked.what)
-            if metric.value is not None
-        }
+        found = counted(self.judge, images, asked.what)
         if asked.work is not None:
             found = {key: share for key, share in found.items() if not key.startswith("target.")}
             pictures = _bytes(images[asked.what.groups["target"]])
@@ -330,6 +328,28 @@ class Bench:
             return []
         with Image.open(file) as strip:
             return [strip.convert("RGB").crop((left, 0, left + strip.height, strip.height)) for left in range(0, strip.width, strip.height)]
+
+
+def counted(judge: JudgeLike, images: torch.Tensor, what: Scene) -> dict[str, Share]:
+    """Count, in every part of a scene, the images that show what was asked: PART.HEAD -> share.
+
+    Heads are the judge's own; `five`, whether the title is among the first five named; and, where the target is a family, `family`: whether the
+    title named is any of the family's.
+    """
+    verdicts = judge.score(images, [row.title for row in what.rows], [row.style for row in what.rows])
+    said = {head: (verdict.known, verdict.right, judge.chance(head)) for head, verdict in verdicts.items()}
+    if (titles := verdicts.get("title")) is not None:
+        chance = judge.chance("title")
+        said["five"] = (titles.known, titles.among_five, min(1.0, 5 * chance))
+        if what.family:
+            inside = np.array([named in what.family for named in titles.named], bool)
+            said["family"] = (titles.known, inside, min(1.0, len(what.family) * chance))
+    return {
+        f"{part}.{head}": Share(hits=int(hits[indices][known[indices]].sum()), n=int(known[indices].sum()), chance=chance)
+        for part, indices in what.groups.items()
+        for head, (known, hits, chance) in said.items()
+        if known[indices].any()
+    }
 
 
 def _bytes(images: torch.Tensor) -> np.ndarray:
