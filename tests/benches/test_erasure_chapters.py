@@ -30,7 +30,7 @@ def test_figures_stand_beside_their_intervals():
     found = results([cell("base", 16, 10), cell("again", 15, 11), cell("reference", 2, 10), cell("uce", 3, 9, kid=kid, **cost)], SCALE)
     record = chapter(found, found.concepts[0])
     row = record.tables[0].rows[3]
-    assert row == ["uce", "15% (5% to 36%)", "50% (24% to 76%)", "22% (12% to 38%)", "0.50", "0.50", "3.0", 200, "1.50", "3", "2", "2"]
+    assert row == ["uce", "15% (5% to 36%)", "50% (24% to 76%)", "22% (12% to 38%)", "0.50", "0.50", "3", 200, "1.50", "3", "2", "2"]
     target = record.metric("uce.target")
     assert (target.value, target.n, target.chance, target.better) == (0.15, 20, 0.02, "lower")
     assert (target.low, target.high) == wilson(3, 20)
@@ -58,6 +58,14 @@ def test_a_reference_that_hardly_differs_is_said_not_to_speak():
     found = results([cell("base", 16, 10), cell("reference", 12, 10), cell("uce", 3, 9)])
     assert any("hardly speaks for `cats`" in finding for finding in chapter(found, found.concepts[0]).findings)
     assert verdict(found).tables[0].rows[0][3] == "no"
+
+
+def test_a_base_at_chance_proves_no_erasing():
+    """One of 20 pictures of the base shows the target; the interval, 1 % to 24 %, holds the chance of 2 %."""
+    found = results([cell("base", 1, 10), cell("uce", 0, 10)])
+    assert chapter(found, found.concepts[0]).findings[0].startswith("The base itself shows `cats` no more often than chance")
+    found = results([cell("base", 16, 10), cell("uce", 0, 10)])
+    assert not any("no more often" in finding for finding in chapter(found, found.concepts[0]).findings)
 
 
 def test_what_is_not_measured_is_said():

@@ -88,7 +88,7 @@ def chapter(results: Results, about: About) -> Record:
         if row not in MODELS and not cell.failed:
             overhead = "" if cell.overhead is None else f"{cell.overhead:.2f}"
             peak = "" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f}"
-            cost = [f"{cell.seconds:.1f}", cell.passes, overhead, peak, f"{cell.patch_bytes / 2**10:.0f}", f"{cell.sampling:.2g}"]
+            cost = [f"{cell.seconds:.3g}", cell.passes, overhead, peak, f"{cell.patch_bytes / 2**10:.0f}", f"{cell.sampling:.2g}"]
         said = [cell.failed, "", ""] if cell.failed else [_said(_share(about, cell, part)) for part in PARTS]
         rows.append([row, *said, *("" if value is None else f"{value:.2f}" for value in near), *cost])
     heads = [f"{words}: {HEADS[about.heads[part]]}" for part, words in PARTS.items()]
@@ -121,6 +121,10 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
         fall = known[BASE].target - known[REFERENCE].target
         if fall < LEAST:
             said.append(f"Retraining itself takes only {fall:.0%} off the target: it hardly speaks for `{about.name}`.")
+    if BASE in known:
+        share = _share(about, cells[BASE], "target")
+        if share.n and share.chance is not None and wilson(share.hits, share.n)[0] <= share.chance:
+            said.insert(0, f"The base itself shows `{about.name}` no more often than chance would, so nothing here is evidence of erasing it.")
     measured = {method: found for method, found in erasers.items() if found is not None}
     if BASE in known and measured:
         least = min(measured, key=lambda method: (measured[method].target, -measured[method].rest))
