@@ -304,22 +304,23 @@ class Bench:
 
     def page(self, results: Results) -> Image.Image:
         """Lay out one picture of the target above one of everything else, for every concept and row that was measured."""
-        rows = list(dict.fromkeys(row for _, row in results.planned))
         there = {(cell.concept, cell.row) for cell in results.cells}
+        rows = list(dict.fromkeys(row for concept, row in results.planned if (concept, row) in there))
+        names = [about.name for about in results.concepts if results.of(about.name)]
         table: list[list[Image.Image | None]] = []
-        for about in results.concepts:
+        for name in names:
             line: list[Image.Image | None] = []
             for row in rows:
-                pictures = self.shown(about.name, row) if (about.name, row) in there else []
+                pictures = self.shown(name, row) if (name, row) in there else []
                 line.append(grid([[pictures[0]], [pictures[-1]]], scale=1, gap=0) if pictures else None)
             table.append(line)
-        return grid(table, [about.name for about in results.concepts], rows, scale=1, gap=4, label_size=11)
+        return grid(table, names, [row.replace("_", " ") for row in rows], scale=1, gap=4, label_size=11)
 
     def chapter_picture(self, name: str, cells: Mapping[str, Cell]) -> Image.Image | None:
         """Lay out the pictures kept of a concept, a row of the bench in each line."""
         lines = {row: pictures for row in cells if (pictures := self.shown(name, row))}
         heads = [part for part, count in SHOWN.items() for _ in self.asked(name).what.groups.get(part, [])[:count]]
-        return grid(list(lines.values()), list(lines), heads, scale=1) if lines else None
+        return grid(list(lines.values()), list(lines), heads, scale=1, label_size=11) if lines else None
 
     def shown(self, name: str, row: str) -> list[Image.Image]:
         """Return the pictures kept of a cell; none where it failed."""
