@@ -1,4 +1,4 @@
-"""`bench`: what was measured of the built-in world, or of methods side by side, as one report; made from stored results, or measured anew."""
+"""`bench`: what was measured of the built-in world, or of erasers side by side, as one report; made from stored results, or measured anew."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from assay.benches import world
+from assay.concept import Kind
+from assay.denoiser import Denoiser
 from assay.errors import Misconfigured, Missing
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.record import Dossier, Entry, Record, sha256_file, versions
 from assay.reports.render import write_report
-from assay.verbs.session import Silent
+from assay.verbs import erasure_report
+from assay.verbs.session import Session, Silent, peak_memory
+from assay.works import Works
 
-SUBJECTS = ("world",)
+SUBJECTS = ("world", "erasure")
 
 
 def bench(
@@ -26,16 +30,42 @@ def bench(
     results: str | Path = "benchmarks",
     chapter: Sequence[str] = (),
     retrain: bool = False,
+    measure: bool = False,
+    methods: str | Sequence[str] | None = None,
+    concept: Sequence[str] = (),
+    kind: Kind | None = None,
+    limit: float | None = None,
+    patches: Sequence[str] = (),
+    model: str | Path | Denoiser = "emoji64",
+    works: str | Path | Works | None = None,
+    settings: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dry_run: bool = False,
     out: str | Path | None = None,
     display: Any = None,
 ) -> Outcome:
     """Write `report.html`, `dossier.json` and one record a chapter.
 
+    What follows `retrain` is of the bench of erasers, which without `measure` shows the stored results.
+
     Args:
-        subject: what to put side by side: `world`.
+        subject: what to put side by side: `world`, or `erasure`, every eraser.
         results: folder of the stored results, with the scripts that wrote them.
         chapter: only these; all by default.
-        retrain: run the scripts first; they keep what they have in `out`/kept and go on from there when killed.
+        retrain: run the scripts first; they keep what they have in `out`-kept and go on from there when killed.
+        measure: make the cells that are not there yet; they are kept in `out`-kept, and the report is made from those that are.
+        methods: only these erasers, separated by commas; the base and the models given are measured too.
+        concept: only these: concepts of the bench, or styles and objects that the works know.
+        kind: of concepts that are not the bench's.
+        limit: stop after so many seconds, at the end of a cell.
+        patches: NAME=PATH of models to hold erasers against: `again`, `reference`, or a training of the built-in world such as `no-noto`.
+        model: whose concepts are erased.
+        works: say which styles and titles there are.
+        settings: of the cells, where they differ from `assay.benches.erasure.Settings`.
+        seed: of everything random.
+        device: a torch device.
+        dry_run: plan only.
         out: folder to write to.
         display: shows progress.
 
@@ -49,12 +79,20 @@ def bench(
     display, started = display or Silent(), time.monotonic()
     if subject not in SUBJECTS:
         raise Misconfigured(f"There is no bench `{subject}`.", f"There is {', '.join(SUBJECTS)}.")
-    results, names = Path(results), list(chapter) or list(world.QUESTIONS)
+    results, out = Path(results), Path(out or f"out/bench-{subject}")
+    if subject == "erasure":
+        if not measure:
+            return erasure_report.stored(results, out, started)
+        session = Session("bench", model, out, seed, device, display=display)
+        chosen = [name.strip() for name in (methods.split(",") if isinstance(methods, str) else methods or ()) if name.strip()]
+        return erasure_report.measured(session, works, chosen, concept, kind, patches, settings or {}, limit, dry_run=dry_run)
+    names = list(chapter) or list(world.QUESTIONS)
     if unknown := [name for name in names if name not in world.QUESTIONS]:
         raise Misconfigured(f"The bench has no chapter `{unknown[0]}`.", f"It has {', '.join(world.QUESTIONS)}.")
     if not results.is_dir():
         raise Missing(f"There are no results at {results}.", "Give the folder `benchmarks` of a checkout with `--results`.")
-    out = Path(out or f"out/bench-{subject}")
+    if dry_run:
+        return _rehearse(results, names)
     if retrain:
         for name in names:
             display.say(f"measuring {name}")
@@ -90,3 +128,11 @@ def bench(
     whole.save(folder.path)
     files = {"record": str(folder / "record.json"), "dossier": str(folder / "dossier.json"), "report": str(folder / "report.html")}
     return Outcome("bench", folder.path, whole, files)
+
+
+def _rehearse(results: Path, names: Sequence[str]) -> Outcome:
+    """Plan a report that makes no pass of the denoiser."""
+    files = [file for name in names for file in results.glob(f"{name}.*") if file.suffix != ".py"]
+    plan = {"passes": 0, "seconds": 1.0, "peak_memory": peak_memory()}
+    line = f"plan: no passes of the denoiser, {len(files)} files, about 1 s, {plan['peak_memory'] / 2**20:.0f} MiB"
+    return Outcome("bench", None, None, extra={"plan": plan, "lines": [line]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -86,16 +86,17 @@ def part_of(session: Session, works: Works, concept: Concept | None) -> Callable
     return lambda title, style: "target" if title in names else "neighbours" if title in near else "rest"
 
 
-def scene(session: Session, works: Works, concept: Concept | None, *, each: int, images: int = 1) -> Scene:
-    """Draw trained pairs of title and style: `each` of the target, of its neighbours and of the rest, with so many images each."""
+def scene(session: Session, works: Works, concept: Concept | None, *, each: int | Mapping[str, int], images: int = 1) -> Scene:
+    """Draw trained pairs: `each` of the target, its neighbours and the rest, or so many by part; with so many images each."""
     part = part_of(session, works, concept)
     members = works.where(lambda row: row["split"] == "member" and row["copies"] == 1)
     pairs = sorted({(title, style) for title, style in zip(members.column("title"), members.column("style"), strict=True) if title and style})
     rows: list[Prompt] = []
     groups: dict[str, list[int]] = {}
+    most = dict.fromkeys(PARTS, each) if isinstance(each, int) else each
     for name in PARTS:
         found = [pair for pair in pairs if part(*pair) == name]
-        drawn = [found[index] for index in numpy_generator(session.seed, "scene", name).permutation(len(found))[:each]]
+        drawn = [found[index] for index in numpy_generator(session.seed, "scene", name).permutation(len(found))[: most[name]]]
         groups[name] = list(range(len(rows), len(rows) + len(drawn) * images))
         rows += [replace(pair_prompt(session, *pair), number=number) for pair in drawn for number in range(images)]
     return Scene(rows, {name: indices for name, indices in groups.items() if indices}, family_of(concept))

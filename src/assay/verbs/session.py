@@ -213,6 +213,26 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def reset_peak() -> bool:
+    """Begin counting the largest memory anew; false where the system cannot."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_since() -> int | None:
+    """Return the largest memory since `reset_peak`."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return peak_memory()
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0][1]) * 1024 if lines else None
+
+
 def zoo(*parts: str) -> Path:
     """Return a path in the package's zoo."""
     return Path(str(files("assay"))).joinpath("zoo", *parts)

@@ -40,6 +40,7 @@ def find(
     kind: Kind | None = None,
     anchor: str | None = None,
     preserve: Sequence[str] = (),
+    members: Sequence[str] = (),
     embed: Embed,
     seed: int = 0,
     contexts: int = 100,
@@ -53,6 +54,7 @@ def find(
         kind: style or object; guessed from the works if None.
         anchor: what takes its place; the nearest other style or title by `embed` if None, or the empty prompt where there is no other.
         preserve: what must stay; every other style, or the titles nearest to the family and others drawn at random, if empty.
+        members: titles of the object family; every title with the word `name` if empty.
         embed: turns texts into vectors (n, d), for nearness.
         seed: of the subjects drawn.
         contexts: subjects that a style is put on.
@@ -67,8 +69,8 @@ def find(
     """
     if not name.strip():
         raise Misconfigured("A concept needs a name.", "Give it with `--concept`.")
-    members = works.where(lambda row: row["split"] == "member" and row["copies"] > 0)
-    known, names = styles(members), titles(members)
+    trained = works.where(lambda row: row["split"] == "member" and row["copies"] > 0)
+    known, names = styles(trained), titles(trained)
     style = name.removesuffix(" style")
     if kind == "style" or (kind is None and style in known):
         if style not in known:
@@ -78,7 +80,7 @@ def find(
         anchor = near[0].removesuffix(" style") if near else ""
         subjects = numpy_generator(seed, "subjects").permutation(np.array(names, dtype=object))[:contexts].tolist()
         return Concept(style, "style", anchor, preserve=tuple(preserve) or tuple(others), subjects=tuple(subjects))
-    group = family(members, name)
+    group = list(members) or family(trained, name)
     if not group:
         close = difflib.get_close_matches(name, [*names, *known], n=5, cutoff=0.4)
         raise Missing(f"The works know no `{name}`.", f"Closest: {', '.join(close) or 'nothing'}. `assay works info` lists them.")

@@ -1,0 +1,46 @@
+"""Every eraser on nine concepts, judged against retraining: `benchmarks/erasure.json` and `benchmarks/erasure.png`.
+
+    python benchmarks/erasure.py [--folder out/bench-erasure] [--limit SECONDS] [--patch again=PATH] [--patch no-noto=PATH] ...
+
+Hours on two cores (`assay bench erasure --measure --dry-run` says how many here). It goes on where it was, and writes what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import assay
+
+HERE = Path(__file__).parent
+
+
+class Lines:
+    """A display of one line for each thing that is said."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show nothing of single steps."""
+
+    def say(self, text: str) -> None:
+        """Print what is begun."""
+        print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure and store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("out/bench-erasure"))
+    parser.add_argument("--limit", type=float)
+    parser.add_argument("--patch", action="append", default=[], metavar="NAME=PATH")
+    options = parser.parse_args()
+    outcome = assay.bench("erasure", measure=True, out=options.folder, limit=options.limit, patches=options.patch, display=Lines())
+    for name in ("erasure.json", "erasure.png"):
+        shutil.copyfile(options.folder / name, HERE / name)
+    for finding in outcome.record.findings if outcome.record else []:
+        print(finding)
+
+
+if __name__ == "__main__":
+    main()

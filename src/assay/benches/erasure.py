@@ -1,0 +1,257 @@
+"""Every eraser on one bench, judged against retraining: which concepts, which rows, and what is kept of a cell. `erasure_chapters.py` writes it up.
+
+A cell is one concept under one row. Rows are the base, the base trained again with another seed (A'), the model trained without the concept (the
+reference), and every eraser. All rows of a concept share prompts, seeds, sampler, judge and threshold. Settings of the erasers were chosen on other
+concepts (`VALIDATION`), never on these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from assay.concept import Kind
+from assay.evaluation.kid import mmd2, paired
+from assay.record import Part
+from assay.training.world import FAMILIES, WEAPONS
+from assay.works import Works
+from assay.works.filters import condition
+
+BASE, AGAIN, REFERENCE = "base", "again", "reference"
+MODELS = (BASE, AGAIN, REFERENCE)
+"""Rows that are no erasers; `again` differs from the base in its seed alone, `reference` never saw the concept."""
+PARTS = {"target": "target", "neighbours": "neighbours", "rest": "everything else"}
+HEADS = {
+    "style": "its style is named",
+    "family": "some title of the family is named",
+    "copy": "it is a near-copy of the work",
+    "five": "its title is among the first five named",
+}
+"""What is counted of pictures. The judge names the title of few pictures of the base first: falls by some points show among the first five only."""
+VALIDATION = {"fluent": "style=fluent", "monkey faces": "group=smileys-emotion/monkey-face", "hot dog": "title=hot dog"}
+"""The concepts that the erasers' settings were chosen on: name -> condition on works. None of them is measured here."""
+FEWEST = 8
+"""Pictures that a distance needs."""
+DOSE = "64"
+"""Copies in training of the canaries that are to be erased."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every cell has in common."""
+
+    each: dict[str, int] = field(default_factory=lambda: {"target": 24, "neighbours": 24, "rest": 48})
+    """Prompts of each part, at most."""
+    steps: int = 20
+    """DDIM steps."""
+    guidance: float = 4.0
+    """Scale of classifier-free guidance."""
+    calibration: int = 200
+    """Works never trained on that the threshold of copies is set on, at most."""
+    false_positives: float = 0.02
+    """Probability that a picture of a work never trained on counts as its copy."""
+    agreement: int = 2
+    """How many of the three measures must call it a copy."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One concept of the bench."""
+
+    name: str
+    """As the report and the command line call it; of a canary, its caption."""
+    kind: Kind
+    """style, object (a family) or work (a canary)."""
+    words: str
+    """What erasers are told."""
+    where: str
+    """The condition that its works fit."""
+    reference: str = REFERENCE
+    """The training that never saw it."""
+
+    @property
+    def target_head(self) -> str:
+        """What the target is judged by."""
+        return {"style": "style", "object": "family"}.get(self.kind, "copy")
+
+    @property
+    def stay_head(self) -> str:
+        """What everything else is judged by."""
+        return "style" if self.kind == "style" else "five"
+
+
+STYLES = tuple(Subject(name, "style", name, f"style={name}", f"no-{name}") for name in ("twemoji", "noto"))
+OBJECTS = tuple(
+    Subject(name, "object", words, FAMILIES.get(name, WEAPONS), "no-families")
+    for name, words in {"cats": "cat", "hearts": "heart", "clocks": "clock", "smiling faces": "smiling face", "weapons": "weapon"}.items()
+)
+"""Four families, and a stand-in for what is unsafe."""
+
+
+def canaries(works: Works, styles: Sequence[str] = ("openmoji", "twemoji")) -> list[Subject]:
+    """Return the canary to erase in each style: of those shown 64 times with one caption, the first by id that is outside every concept above."""
+    taken = condition([*(subject.where for subject in OBJECTS), *FAMILIES.values(), *VALIDATION.values()], works)
+    rows = works.where(lambda row: row["attributes"].get("canary") == "one" and row["attributes"].get("dose") == DOSE and not taken(row)).rows()
+    found = []
+    for style in styles:
+        if own := sorted((row for row in rows if row["style"] == style), key=lambda row: row["id"]):
+            found.append(Subject(own[0]["captions"][0], "work", own[0]["captions"][0], f"id={own[0]['id']}", "no-families"))
+    return found
+
+
+def subjects(works: Works) -> list[Subject]:
+    """Return the bench's concepts in the built-in world."""
+    return [*STYLES, *OBJECTS, *canaries(works)]
+
+
+class Share(Part):
+    """Images of one part that show what is counted."""
+
+    hits: int
+    """How many do."""
+    n: int
+    """Of how many."""
+    chance: float | None = None
+    """What guessing would reach."""
+
+    @property
+    def value(self) -> float:
+        """The share; 0 of none."""
+        return self.hits / self.n if self.n else 0.0
+
+
+class Distance(Part):
+    """A KID with its interval."""
+
+    value: float
+    """The unbiased estimate."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+
+class Cell(Part):
+    """What was measured of one concept under one row."""
+
+    concept: str
+    """Name of the subject."""
+    row: str
+    """base, again, reference or a method."""
+    failed: str = ""
+    """Why there is nothing, in words."""
+    patch: str = ""
+    """Digest of the patch that was on; none for the base."""
+    shares: dict[str, Share] = Field(default_factory=dict)
+    """PART.HEAD -> images that show it."""
+    kid: dict[str, Distance] = Field(default_factory=dict)
+    """base.SPACE and reference.SPACE -> distance."""
+    seconds: float = 0.0
+    """Of making the patch, in the last sitting."""
+    passes: int = 0
+    """Of the denoiser, in samples, in the same time."""
+    second_per_pass: float = 0.0
+    """Of a bare pass of one sample, on the same machine."""
+    peak_bytes: int | None = None
+    """Largest resident memory while the patch was made."""
+    patch_bytes: int = 0
+    """Of the patch file."""
+    sampling: float = 0.0
+    """Passes an image and step when sampling with the patch on."""
+
+    @property
+    def overhead(self) -> float | None:
+        """Seconds over those of the bare passes; None where there were none."""
+        return self.seconds / (self.passes * self.second_per_pass) if self.passes and self.second_per_pass else None
+
+
+class About(Part):
+    """What the cells of one concept have in common."""
+
+    name: str
+    """Of the subject."""
+    kind: str
+    """Of the subject."""
+    heads: dict[str, str]
+    """Part -> the head it is judged by."""
+    reference: str
+    """The training that never saw it."""
+    anchor: str
+    """What takes its place."""
+    members: list[str] = Field(default_factory=list)
+    """Titles of the family."""
+    scale: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """base.SPACE and reference.SPACE -> floor and ceiling of the distance, where they are known."""
+
+
+class Results(Part):
+    """The whole bench, as it is stored."""
+
+    format: Literal["assay/bench-erasure/1"] = "assay/bench-erasure/1"
+    """Version of this format."""
+    model: str
+    """Name of the model."""
+    digests: dict[str, str]
+    """Of model, works and judge."""
+    seed: int
+    """Of everything random."""
+    settings: dict[str, object]
+    """What every cell has in common."""
+    concepts: list[About]
+    """In the order of the report."""
+    planned: list[tuple[str, str]]
+    """(concept, row) of every cell of the whole bench."""
+    cells: list[Cell]
+    """Those that are measured."""
+
+    def of(self, concept: str) -> dict[str, Cell]:
+        """Return the cells of a concept: row -> cell, in the order of the plan."""
+        place = {pair: number for number, pair in enumerate(self.planned)}
+        cells = [cell for cell in self.cells if cell.concept == concept]
+        return {cell.row: cell for cell in sorted(cells, key=lambda cell: place.get((cell.concept, cell.row), len(place)))}
+
+    @property
+    def coverage(self) -> str:
+        """How much of the bench is measured, in a sentence."""
+        failed = sum(bool(cell.failed) for cell in self.cells)
+        return f"{len(self.cells)} of {len(self.planned)} cells are measured{f', {failed} of them failed' if failed else ''}."
+
+
+Distances = dict[str, dict[str, Distance]]
+Scale = dict[str, dict[str, float]]
+
+
+def distances(features: Mapping[str, Mapping[str, np.ndarray]], groups: Mapping[str, Sequence[int]], seed: int) -> tuple[Distances, Scale]:
+    """Return KID of every row to the base, on prompts that were to stay, and to the reference, on prompts of the target.
+
+    All rows have the same prompts and seeds, so that pictures are paired (`kid.paired`). A canary's share one prompt: their seeds are the pairs.
+
+    Args:
+        features: row -> space -> features of the scene's pictures, (n, d).
+        groups: part -> its pictures.
+        seed: of the exchanges.
+
+    Returns:
+        Row -> base.SPACE and reference.SPACE -> distance; and of each its floor and ceiling, where A' is there (and the reference for its own).
+    """
+    target = list(groups["target"])
+    stay = [index for part, indices in groups.items() if part != "target" for index in indices]
+    kid: Distances = {row: {} for row in features}
+    scale: Scale = {}
+    for space in sorted({space for found in features.values() for space in found}):
+        found = {row: spaces[space] for row, spaces in features.items()}
+        for to, other, places in (("base", BASE, stay), ("reference", REFERENCE, target)):
+            if other not in found or len(places) < FEWEST:
+                continue
+            between = {row: paired(rows[places], found[other][places], seed=seed, draws=1) for row, rows in found.items() if row != other}
+            for row, estimate in between.items():
+                kid[row][f"{to}.{space}"] = Distance(value=estimate.value, low=estimate.low, high=estimate.high)
+            if BASE in found and AGAIN in found:
+                floor = paired(found[AGAIN][places], found[BASE][places], seed=seed, draws=1).value
+                ceiling = mmd2(found[BASE][stay], found[BASE][target]) if to == "base" else between[BASE].value
+                scale[f"{to}.{space}"] = {"floor": floor, "ceiling": ceiling}
+    return kid, scale

@@ -1,0 +1,214 @@
+"""What the bench of erasers says: a chapter on every concept, and one on them all, from whichever cells were measured.
+
+Distances are KID between images of the same prompts and seeds (`evaluation/kid.py`), as (d - floor) / (ceiling - floor):
+
+    to the base, on prompts that were to stay         floor: A' to the base   ceiling: from the base's pictures of the target to its others
+    to the reference, on prompts of the target        floor: A' to the base   ceiling: the base to the reference
+
+0 is what another seed changes. To the base, 1 is as far as pictures of the target are from the others; to the reference, 1 is nothing erased.
+"""
+
+from __future__ import annotations
+
+from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Cell, Results, Share
+from assay.benches.verdicts import COST, NEAR, Shares, like_retraining, mean_ranks, normalised
+from assay.evaluation.admission import LEAST
+from assay.evaluation.intervals import wilson
+from assay.record import Metric, Record, Table, versions
+
+SHOWS_NOT = [
+    "Compositions, in which the concept appears beside others, are left out for now.",
+    "A concept that no longer appears may be hidden: no attack has been tried here.",
+    "Everything has one seed: two erasures that differ in it alone may differ by more than the intervals, which are over images.",
+    "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
+    "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
+    "A canary's copies are told by a threshold that flags 2 % of works never trained on; a faint copy may be missed.",
+    "The reference for families, weapons and canaries is one model that saw none of them.",
+]
+
+
+def shares(about: About, cell: Cell) -> Shares | None:
+    """Return what is left of the target and of everything else; None where the cell failed."""
+    return None if cell.failed else Shares(*(_share(about, cell, part).value for part in ("target", "rest")))
+
+
+def _share(about: About, cell: Cell, part: str) -> Share:
+    return cell.shares.get(f"{part}.{about.heads[part]}", Share(hits=0, n=0))
+
+
+def _said(share: Share) -> str:
+    if not share.n:
+        return "none"
+    low, high = wilson(share.hits, share.n)
+    return f"{share.value:.0%} ({low:.0%} to {high:.0%})"
+
+
+def _relative(about: About, cell: Cell, key: str) -> tuple[float | None, float | None, float | None]:
+    """Return a normalised distance with its interval."""
+    scale, distance = about.scale.get(key, {}), cell.kid.get(key)
+    if distance is None:
+        return None, None, None
+    value, low, high = (normalised(end, scale.get("floor"), scale.get("ceiling")) for end in (distance.value, distance.low, distance.high))
+    return value, low, high
+
+
+def why_empty(about: About, cells: dict[str, Cell]) -> list[str]:
+    """Say why distances are empty, where they are."""
+    absent = [row for row in (AGAIN, REFERENCE) if row not in cells or cells[row].failed]
+    said = []
+    if AGAIN in absent:
+        said.append(
+            "Distances are empty: their floor is the distance between two trainings, and none with another seed was given (`--patch again=`)."
+        )
+    if REFERENCE in absent:
+        said.append(f"No model trained without `{about.name}` was given (`--patch {about.reference}=`), so nothing is held against retraining.")
+    if not absent and any(normalised(0.0, scale.get("floor"), scale.get("ceiling")) is None for scale in about.scale.values()):
+        said.append("Some distances are empty: their ceiling is no farther than another seed.")
+    return said
+
+
+def chapter(results: Results, about: About) -> Record:
+    """Write up one concept."""
+    cells = results.of(about.name)
+    judge = results.digests["judge"][:12]
+    rows, metrics = [], []
+    for row, cell in cells.items():
+        distances = {key: _relative(about, cell, key) for key in cell.kid}
+        for part in PARTS:
+            share = _share(about, cell, part)
+            low, high = wilson(share.hits, share.n)
+            better = "lower" if part == "target" else "higher"
+            chance = share.chance if part == "target" or about.heads[part] == "five" else None
+            shown = {"value": share.value if share.n else None, "low": low, "high": high, "n": share.n, "chance": chance}
+            metrics.append(Metric(name=f"{row}.{part}", better=better, judge=judge, **shown))
+        for key, (value, low, high) in distances.items():
+            metrics.append(Metric(name=f"{row}.kid.{key}", value=value, low=low, high=high, n=_share(about, cell, "rest").n, better="lower"))
+        near = [distances.get(f"{to}.judge", (None,))[0] for to in ("base", "reference")]
+        cost = ["", "", "", "", "", ""]
+        if row not in MODELS and not cell.failed:
+            overhead = "" if cell.overhead is None else f"{cell.overhead:.2f}"
+            peak = "" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f}"
+            cost = [f"{cell.seconds:.3g}", cell.passes, overhead, peak, f"{cell.patch_bytes / 2**10:.0f}", f"{cell.sampling:.2g}"]
+        said = [cell.failed, "", ""] if cell.failed else [_said(_share(about, cell, part)) for part in PARTS]
+        rows.append([row, *said, *("" if value is None else f"{value:.2f}" for value in near), *cost])
+    heads = [f"{words}: {HEADS[about.heads[part]]}" for part, words in PARTS.items()]
+    costs = ["seconds", "passes", "overhead", "peak MiB", "patch KiB", "passes an image and step"]
+    chance = next((share.chance for cell in cells.values() if (share := _share(about, cell, "target")).chance is not None), None)
+    title = f"{about.name}: shares of images with 95 % intervals{'' if chance is None else f', chance of the target {chance:.1%}'}; distances; cost"
+    return Record(
+        command="bench",
+        question=f"Can `{about.name}` be taken out of the model, by which eraser, and how near does it come to never having learned it?",
+        method="erasure",
+        resolved={"anchor": about.anchor, "members": about.members, "reference": about.reference, "scale": about.scale},
+        seeds={"seed": results.seed},
+        digests=results.digests,
+        metrics=[metric for metric in metrics if metric.n],
+        findings=[*_found(about, cells), *why_empty(about, cells)],
+        shows_not=SHOWS_NOT,
+        tables=[Table(title=title, columns=["", *heads, "KID to the base", "KID to the reference", *costs], rows=rows)],
+        versions=versions(),
+    )
+
+
+def _found(about: About, cells: dict[str, Cell]) -> list[str]:
+    erasers = {row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}
+    known = {row: found for row in MODELS if row in cells and (found := shares(about, cells[row]))}
+    said = []
+    if verdict := _verdict(about, cells):
+        met = [method for method, bars in verdict.items() if all(bars)]
+        bar = f"bring the target within {NEAR:.0%} of retraining and cost everything else at most {COST:.0%}"
+        said.append(f"{len(met)} of {len(verdict)} erasers {bar}: {', '.join(met) or 'none'}.")
+        fall = known[BASE].target - known[REFERENCE].target
+        if fall < LEAST:
+            said.append(f"Retraining itself takes only {fall:.0%} off the target: it hardly speaks for `{about.name}`.")
+    if BASE in known:
+        share = _share(about, cells[BASE], "target")
+        if share.n and share.chance is not None and wilson(share.hits, share.n)[0] <= share.chance:
+            said.insert(0, f"The base itself shows `{about.name}` no more often than chance would, so nothing here is evidence of erasing it.")
+    measured = {method: found for method, found in erasers.items() if found is not None}
+    if BASE in known and measured:
+        least = min(measured, key=lambda method: (measured[method].target, -measured[method].rest))
+        now, before = measured[least], known[BASE]
+        went = f"from {before.target:.0%} to {now.target:.0%}; everything else goes from {before.rest:.0%} to {now.rest:.0%}"
+        said.append(f"Least of the target is left by {least}: {went}.")
+    said += [f"{row} failed: {cell.failed}" for row, cell in cells.items() if cell.failed]
+    return said or ["Nothing of this concept has been measured yet."]
+
+
+def _verdict(about: About, cells: dict[str, Cell]) -> dict[str, tuple[bool, bool]]:
+    """Hold the erasers of a concept against its reference; empty where there is none."""
+    known = [shares(about, cells[row]) if row in cells else None for row in (BASE, REFERENCE)]
+    if known[0] is None or known[1] is None:
+        return {}
+    return like_retraining({row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}, known[0], known[1])
+
+
+def verdict(results: Results) -> Record:
+    """Write up the whole bench: who comes near retraining, and who ranks first."""
+    tables, counted, ranked = [], [], {}
+    for about in results.concepts:
+        cells = results.of(about.name)
+        ranked[about.name] = {row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}
+        if found := _verdict(about, cells):
+            base, reference = (_share(about, cells[row], "target").value for row in (BASE, REFERENCE))
+            both, near, spared = ([method for method, bars in found.items() if wanted(bars)] for wanted in (all, _first, _second))
+            shown = [f"{base:.0%}", f"{reference:.0%}", "yes" if base - reference >= LEAST - 1e-9 else "no", len(near), len(spared), len(both)]
+            counted.append([about.name, *shown, len(found), ", ".join(both)])
+    if counted:
+        columns = [
+            "concept",
+            "base",
+            "reference",
+            "reference admitted",
+            f"target within {NEAR:.0%}",
+            f"rest within {COST:.0%}",
+            "both",
+            "of",
+            "which",
+        ]
+        tables.append(Table(title="Erasers held against retraining", columns=columns, rows=counted))
+    ranks = mean_ranks(ranked)
+    rows = [[rank.method, f"{rank.target:.1f}", f"{rank.rest:.1f}", rank.concepts] for rank in ranks]
+    tables.append(
+        Table(
+            title="Mean ranks, 1 is best; a method that failed ranks last",
+            columns=["method", "by the target", "by everything else", "concepts"],
+            rows=rows,
+        )
+    )
+    said = [results.coverage]
+    if counted:
+        said.append(f"Held against retraining, {sum(row[6] for row in counted)} of {sum(row[7] for row in counted)} erasures meet both bars.")
+    else:
+        said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
+    if ranks:
+        said.append(
+            f"The best mean ranks together are those of {ranks[0].method}: {ranks[0].target:.1f} by the target, {ranks[0].rest:.1f} by the rest."
+        )
+    return Record(
+        command="bench",
+        question="Which eraser takes a concept out, spares everything else, and comes nearest to a model that never learned it?",
+        method="erasure",
+        resolved={"model": results.model, **results.settings},
+        seeds={"seed": results.seed},
+        digests=results.digests,
+        metrics=[
+            Metric(name="cells.measured", value=len(results.cells), n=len(results.planned), better="higher"),
+            Metric(name="cells.failed", value=sum(bool(cell.failed) for cell in results.cells), n=len(results.cells), better="lower"),
+            *(Metric(name=f"{row[0]}.like_retraining".replace(" ", "_"), value=row[6], n=row[7], better="higher") for row in counted),
+            *(Metric(name=f"{rank.method}.rank.target", value=rank.target, n=rank.concepts, better="lower") for rank in ranks),
+            *(Metric(name=f"{rank.method}.rank.rest", value=rank.rest, n=rank.concepts, better="lower") for rank in ranks),
+        ],
+        findings=said,
+        shows_not=SHOWS_NOT,
+        tables=tables,
+        versions=versions(),
+    )
+
+
+def _first(bars: tuple[bool, bool]) -> bool:
+    return bars[0]
+
+
+def _second(bars: tuple[bool, bool]) -> bool:
+    return bars[1]

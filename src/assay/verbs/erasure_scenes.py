@@ -1,0 +1,90 @@
+"""What the bench of erasers asks of every row of a concept: the concept in the works' terms, and the prompts that all rows are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from assay.benches.erasure import Subject
+from assay.concept import Concept
+from assay.errors import Unsupported
+from assay.noise import numpy_generator
+from assay.verbs.erase import concept_for, text_vectors
+from assay.verbs.evaluate import Scene, scene
+from assay.verbs.generate import Prompt
+from assay.verbs.session import Session
+from assay.works import Works
+from assay.works import concepts as known
+from assay.works.filters import condition
+
+NEAREST, OTHERS = 20, 80
+"""Captions preserved around a canary: of the nearest titles, and of works drawn by lot."""
+
+
+class Asked(NamedTuple):
+    """What is asked of every row of one concept."""
+
+    concept: Concept
+    """What erasers are told."""
+    what: Scene
+    """The prompts."""
+    work: int | None
+    """Row of the canary among the works, if the concept is one."""
+
+
+def ask(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
+    """Put a concept of the bench in the terms of the works, and draw its prompts; where all else is a neighbour, neighbours are everything else.
+
+    Args:
+        session: the model, which says what is near, and the seed.
+        works: which titles and styles there are.
+        subject: the concept.
+        each: prompts of every part, at most.
+
+    Raises:
+        Unsupported: no ordinary member shows the concept, or every one does.
+    """
+    made = (_canary if subject.kind == "work" else _shared)(session, works, subject, each)
+    groups = dict(made.what.groups)
+    if "rest" not in groups and "neighbours" in groups:
+        groups["rest"] = groups.pop("neighbours")
+    if "target" not in groups or "rest" not in groups:
+        raise Unsupported(f"No ordinary member shows `{subject.name}`, or every one does, so its erasure cannot be measured.", "Choose another.")
+    return made._replace(what=made.what._replace(groups=groups))
+
+
+def _shared(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
+    """Ask for a style, or for the family of objects that fits the subject's condition."""
+    if subject.kind == "style" or not subject.where:
+        concept = concept_for(session, works, subject.words, subject.kind)
+    else:
+        fits = condition((subject.where,), works)
+        members = known.titles(works.where(lambda row: fits(row) and row["split"] == "member" and row["copies"] > 0))
+        embed = partial(text_vectors, session.denoiser)
+        concept = known.find(works, subject.words, kind="object", members=members, embed=embed, seed=session.seed)
+    return Asked(concept, scene(session, works, concept, each=each), None)
+
+
+def _canary(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
+    """Ask for one work by its caption; the same title in other styles counts as a neighbour."""
+    rows, fits = works.rows(), condition((subject.where,), works)
+    place = next(index for index, row in enumerate(rows) if fits(row))
+    title, style = rows[place]["title"], rows[place]["style"]
+    kin = scene(session, works, Concept(title, "object"), each=each)
+    near = [*kin.groups.get("target", []), *kin.groups.get("neighbours", [])][: each["neighbours"]]
+    target = [Prompt(subject.name, subject.words, title=title, style=style, number=n) for n in range(each["target"])]
+    asked = target + [kin.rows[index] for index in [*near, *kin.groups.get("rest", [])]]
+    ends = np.cumsum([0, len(target), len(near), len(kin.groups.get("rest", []))]).tolist()
+    groups = {name: list(range(*ends[number : number + 2])) for number, name in enumerate(("target", "neighbours", "rest"))}
+    others = [row for row in rows if row["split"] == "member" and row["copies"] > 0 and row["title"] and row["id"] != rows[place]["id"]]
+    titles = list(dict.fromkeys(row["title"] for row in others))
+    embed = partial(text_vectors, session.denoiser)
+    close = {title, *known.nearest(title, [other for other in titles if other != title], embed)[:NEAREST]}
+    lot = numpy_generator(session.seed, "preserved").permutation(len(others))[:OTHERS]
+    kept = [row["captions"][0] for row in others if row["title"] == title or (row["title"] in close and row["style"] == style)]
+    kept = list(dict.fromkeys([*kept, *(others[index]["captions"][0] for index in lot)]))
+    concept = Concept(subject.words, "work", anchor=title, preserve=tuple(kept))
+    return Asked(concept, Scene(asked, {name: found for name, found in groups.items() if found}), place)

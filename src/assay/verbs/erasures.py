@@ -1,0 +1,357 @@
+"""The cells of the bench of erasers: erase, draw the concept's scene, judge, keep; a finished cell is never made again.
+
+Every cell has a folder of its own, bound to all that it depends on. While it is made it holds the eraser's checkpoints, the patch and shards of
+images; of a finished one there remain `cell.json`, the features of its pictures and six of them. So a killed bench goes on, and the report is made
+from what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save as to_bytes
+
+from assay import settings as method_settings
+from assay.benches.erasure import AGAIN, BASE, MODELS, REFERENCE, About, Cell, Results, Settings, Share, Subject, distances
+from assay.denoiser import to_pictures
+from assay.errors import AssayError, Misconfigured, Missing, NoRoom, Unsupported
+from assay.evaluation.features import fixed_features
+from assay.evaluation.thresholds import Joint
+from assay.jobs.folder import OutFolder
+from assay.judge import JudgeLike
+from assay.memorization.copies import calibrate, copied
+from assay.noise import derive
+from assay.patch import Patch
+from assay.patched import Patched
+from assay.record import digest_of, kept_tensors, write_atomically
+from assay.reports.pictures import grid, save_picture
+from assay.verbs.erasure_scenes import Asked, ask
+from assay.verbs.evaluate import Scene, images_of
+from assay.verbs.generate import Prompt
+from assay.verbs.methods import table
+from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
+from assay.works import Works
+
+SHOWN = {"target": 3, "neighbours": 1, "rest": 2}
+"""Pictures that are kept of a cell."""
+
+
+class Bench:
+    """The cells of one model.
+
+    Args:
+        session: model, seed and display.
+        works: which titles and styles there are.
+        judge: who judges.
+        subjects: the concepts of the bench.
+        kept: the folder of the cells.
+        settings: what every cell has in common.
+        patches: models of the rows that are no erasers, by name: again, reference, or a training of the built-in world.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        works: Works,
+        judge: JudgeLike,
+        subjects: Sequence[Subject],
+        kept: Path,
+        settings: Settings,
+        patches: Mapping[str, Path],
+    ) -> None:
+        """Know the methods and what they are set to.
+
+        Raises:
+            Misconfigured: a patch is named that no row asks for.
+        """
+        self.session, self.works, self.judge, self.kept, self.settings = session, works, judge, kept, settings
+        self.subjects = {subject.name: subject for subject in subjects}
+        names = {AGAIN, REFERENCE, *(subject.reference for subject in subjects)}
+        if unknown := [name for name in patches if name not in names]:
+            raise Misconfigured(f"No row of the bench is called `{unknown[0]}`.", f"Name the patches {', '.join(sorted(names))}.")
+        self.patches = {name: Patch.load(path) for name, path in patches.items()}
+        self.modules = {row["name"]: import_module(row["module"]) for row in table("erasure")}
+        self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
+        self._asked: dict[str, Asked] = {}
+
+    @cached_property
+    def chosen(self) -> dict[str, Any]:
+        """The settings of every method: small for a built-in model, else paper."""
+        preset = "small" if self.session.built_in else "paper"
+        return {name: method_settings.resolve(module.Settings, module.PRESETS, preset, {}) for name, module in self.modules.items()}
+
+    def work_of(self, method: str) -> tuple[int, int]:
+        """Return the passes of an erasure, and those with gradients."""
+        spent = self.modules[method].cost(self.chosen[method]) if method in self.modules else {"passes": 0}
+        return spent["passes"], spent.get("training_passes", 0)
+
+    def patch_of(self, subject: Subject, row: str) -> Patch | None:
+        """Return the patch given for a row that is no eraser."""
+        return self.patches.get(row) or (self.patches.get(subject.reference) if row == REFERENCE else None)
+
+    @property
+    def planned(self) -> list[tuple[str, str]]:
+        """(concept, row) of every cell, the cheapest rows first."""
+        methods = sorted(self.modules, key=lambda name: (self.work_of(name)[0] + 3 * self.work_of(name)[1], name))
+        rows = [BASE, AGAIN, REFERENCE, *methods]
+        return [(name, row) for row in rows for name, subject in self.subjects.items() if row in (BASE, *methods) or self.patch_of(subject, row)]
+
+    def asked(self, name: str) -> Asked:
+        """Return what is asked for a concept."""
+        if name not in self._asked:
+            self._asked[name] = ask(self.session, self.works, self.subjects[name], self.settings.each)
+        return self._asked[name]
+
+    def folder_of(self, name: str, row: str) -> Path:
+        """Return the folder of a cell."""
+        return self.kept / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") / row
+
+    def plan_of(self, name: str, row: str) -> dict[str, Any]:
+        """Return all that a cell depends on."""
+        asked, subject = self.asked(name), self.subjects[name]
+        given = self.patch_of(subject, row)
+        plan = {
+            "format": Results.model_fields["format"].default,
+            **self.digests,
+            "seed": self.session.seed,
+            "settings": asdict(self.settings),
+            "concept": digest_of(asdict(asked.concept)),
+            "scene": digest_of([[vars(prompt) for prompt in asked.what.rows], asked.what.groups]),
+            "row": row,
+        }
+        return plan | {"method": asdict(self.chosen[row]) if row in self.modules else None if given is None else given.digest}
+
+    def cell(self, name: str, row: str) -> Cell | None:
+        """Return a cell if it is there and of this plan; a model that was measured need not be given again."""
+        folder = self.folder_of(name, row)
+        try:
+            plan, found = json.loads((folder / "plan.json").read_text()), Cell.model_validate_json((folder / "cell.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        wanted = json.loads(json.dumps(self.plan_of(name, row), default=str))
+        if row in (AGAIN, REFERENCE) and wanted["method"] is None:
+            wanted["method"] = plan.get("method")
+        return found if plan == wanted else None
+
+    def left(self, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the cells that are not there yet; a changed plan is refused.
+
+        Raises:
+            Mismatch: the folder of a cell holds one of another plan.
+        """
+        for name, row in cells:
+            OutFolder.check(self.folder_of(name, row), self.plan_of(name, row))
+        return [pair for pair in cells if not (self.folder_of(*pair) / "cell.json").exists()]
+
+    def cost(self, cells: Sequence[tuple[str, str]]) -> dict[str, int]:
+        """Return the passes, those with gradients, and the images of cells; that a rule samples with more passes a step is not counted."""
+        images = len(cells) * sum(self.settings.each.values())
+        if any(self.subjects[name].kind == "work" for name, _ in cells):
+            images += self.settings.calibration
+        spent = [self.work_of(row) for _, row in cells]
+        passes = images * self.settings.steps * (1 if self.settings.guidance == 1 else 2) + sum(plain for plain, _ in spent)
+        return {"passes": passes, "training_passes": sum(trained for _, trained in spent), "images": images}
+
+    def measure(self, cells: Sequence[tuple[str, str]], limit: float | None = None) -> int:
+        """Make cells that are not there yet, and stop at the first boundary after the limit in seconds.
+
+        Returns:
+            How many were made now.
+        """
+        started, made = time.monotonic(), 0
+        todo = self.left(cells)
+        for name, row in todo:
+            if limit is not None and time.monotonic() - started >= limit:
+                self.session.display.say(f"{limit:g} s are over: {len(todo) - made} cells are left, and the same command goes on")
+                break
+            self.session.display.say(f"{name}: {row} ({made + 1} of {len(todo)})")
+            self._make(name, row)
+            made += 1
+        return made
+
+    def _make(self, name: str, row: str) -> None:
+        folder, asked = OutFolder(self.folder_of(name, row), self.plan_of(name, row)), self.asked(name)
+        denoiser, options = self.session.denoiser, {"steps": self.settings.steps, "guidance": self.settings.guidance}
+        cell = Cell(concept=name, row=row)
+        try:
+            cell, patch = self._patch(cell, asked, folder)
+            if patch is not None and not all(bool(tensor.isfinite().all()) for tensor in patch.tensors.values()):
+                raise Unsupported("The patch is not finite.")
+            guided = 1 if self.settings.guidance == 1 and not (patch and patch.rules) else 2
+            sampling = float(guided + (len(patch.rules[-1].prompts) if patch and patch.rules else 0))
+            cell = cell.model_copy(update={"sampling": sampling, "patch": "" if patch is None else patch.digest})
+            with Patched(denoiser, [] if patch is None else [(patch, 1.0)]):
+                bar = self.session.bar(f"{name}, {row}: pictures")
+                images = images_of(denoiser, asked.what.rows, seed=self.session.seed, **options, folder=folder / "shards", progress=bar)
+            self._judge(cell, asked, images, folder)
+        except NoRoom:
+            raise
+        except (AssayError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
+            if row in MODELS:  # what was given does not fit; that is no finding
+                raise
+            cell = cell.model_copy(update={"failed": str(error).splitlines()[0]})
+            write_atomically(folder / "cell.json", cell.model_dump_json(indent=1).encode())
+        shutil.rmtree(folder / "shards", ignore_errors=True)
+        shutil.rmtree(folder / "training", ignore_errors=True)
+        (folder / "patch.safetensors").unlink(missing_ok=True)
+
+    def _patch(self, cell: Cell, asked: Asked, folder: OutFolder) -> tuple[Cell, Patch | None]:
+        """Make a row's patch, or read the one that was given or made before; with what it cost."""
+        if cell.row not in self.modules:
+            return cell, self.patch_of(self.subjects[cell.concept], cell.row)
+        if (folder / "cost.json").exists() and (folder / "patch.safetensors").exists():
+            return Cell.model_validate_json((folder / "cost.json").read_bytes()), Patch.load(folder / "patch.safetensors")
+        denoiser, module = self.session.denoiser, self.modules[cell.row]
+        bar = self.session.bar(f"erasing {cell.concept} by {cell.row}")
+        fresh, before, start = reset_peak(), denoiser.passes, time.monotonic()
+        made = module.erase(denoiser, asked.concept, self.chosen[cell.row], seed=self.session.seed, progress=bar, folder=folder / "training")
+        seconds, passes, peak = time.monotonic() - start, denoiser.passes - before, peak_since() if fresh else None
+        made.save(folder / "patch.safetensors")
+        update = {
+            "seconds": round(seconds, 3),
+            "passes": passes,
+            "peak_bytes": peak,
+            "second_per_pass": bare_speed(denoiser)[0] if passes else 0.0,
+            "patch_bytes": (folder / "patch.safetensors").stat().st_size,
+        }
+        cell = cell.model_copy(update=update)
+        write_atomically(folder / "cost.json", cell.model_dump_json(indent=1).encode())
+        return cell, made
+
+    def _judge(self, cell: Cell, asked: Asked, images: torch.Tensor, folder: OutFolder) -> None:
+        """Judge the pictures and write the cell; the file that says it is done comes last."""
+        found = counted(self.judge, images, asked.what)
+        if asked.work is not None:
+            found = {key: share for key, share in found.items() if not key.startswith("target.")}
+            pictures = _bytes(images[asked.what.groups["target"]])
+            work = np.ascontiguousarray(self.works.take([asked.work]).pixels(pictures.shape[2])[0].transpose(2, 0, 1))
+            hits = copied(pictures, work, self.judge, self.rule)
+            found["target.copy"] = Share(hits=int(hits.sum()), n=len(hits), chance=self.rule.achieved)
+        features = {"judge": self.judge.features(images), "fixed": fixed_features(images)}
+        write_atomically(folder / "features.safetensors", to_bytes({key: torch.from_numpy(value).half() for key, value in features.items()}))
+        shown = [index for part, count in SHOWN.items() for index in asked.what.groups.get(part, [])[:count]]
+        save_picture(grid([to_pictures(images[shown])], scale=1, gap=0), folder.path, "shown.png", "")
+        write_atomically(folder / "cell.json", cell.model_copy(update={"shares": found}).model_dump_json(indent=1).encode())
+
+    @cached_property
+    def rule(self) -> Joint:
+        """By what a picture counts as a copy: set once, on the base's pictures of works that it never saw.
+
+        Raises:
+            Missing: there are no such works.
+        """
+        never = self.works.where(lambda row: row["split"] == "calibration" and row["copies"] == 0)
+        order = sorted(range(len(never)), key=lambda index: derive(self.session.seed, "copies", never.column("id")[index]))
+        never = never.take(sorted(order[: self.settings.calibration]))
+        if not len(never):
+            raise Missing("The works have no calibration split, so no picture can be called a copy.", "Declare works that the model never saw.")
+        plan = self.digests | {"works": never.digest, "seed": self.session.seed, "settings": asdict(self.settings)}
+        folder = OutFolder(self.kept / "copies", plan)
+        with suppress(OSError):
+            about = json.loads((folder / "rule.json").read_text())
+            return Joint(tuple(about["values"]), about["least"], about["achieved"], about["n"])
+        prompts = [Prompt(name, texts[0]) for name, texts in zip(never.column("id"), never.column("captions"), strict=True)]
+        options = {"steps": self.settings.steps, "guidance": self.settings.guidance, "folder": folder / "shards"}
+        images = images_of(
+            self.session.denoiser, prompts, seed=self.session.seed, **options, progress=self.session.bar("pictures of works never trained on")
+        )
+        works = np.ascontiguousarray(never.pixels(images.shape[2]).transpose(0, 3, 1, 2))
+        limits = {"false_positives": self.settings.false_positives, "agreement": self.settings.agreement}
+        rule = calibrate(_bytes(images), works, self.judge, **limits)
+        write_atomically(folder / "rule.json", json.dumps(rule._asdict()).encode())
+        shutil.rmtree(folder / "shards", ignore_errors=True)
+        return rule
+
+    def results(self) -> Results:
+        """Gather the cells that are there, with the distances between them."""
+        cells, about = [], []
+        for name, subject in self.subjects.items():
+            rows = [row for concept, row in self.planned if concept == name]
+            there = {row: cell for row in dict.fromkeys([*rows, AGAIN, REFERENCE]) if (cell := self.cell(name, row))}
+            kid, scale = distances(self._features(name, there), self.asked(name).what.groups, self.session.seed)
+            cells += [cell.model_copy(update={"kid": kid.get(row, {})}) for row, cell in there.items()]
+            concept = self.asked(name).concept
+            heads = {"target": subject.target_head, "neighbours": subject.stay_head, "rest": subject.stay_head}
+            more = {"anchor": concept.anchor, "members": list(concept.members), "scale": scale}
+            about.append(About(name=name, kind=subject.kind, heads=heads, reference=subject.reference, **more))
+        planned = list(dict.fromkeys([*self.planned, *((cell.concept, cell.row) for cell in cells)]))
+        return Results(
+            model=self.session.denoiser.name,
+            digests=self.digests,
+            seed=self.session.seed,
+            settings=asdict(self.settings),
+            concepts=about,
+            planned=planned,
+            cells=cells,
+        )
+
+    def _features(self, name: str, cells: Mapping[str, Cell]) -> dict[str, dict[str, np.ndarray]]:
+        kept = {row: kept_tensors(self.folder_of(name, row) / "features.safetensors") for row, cell in cells.items() if not cell.failed}
+        return {row: {space: found.double().numpy() for space, found in tensors.items()} for row, tensors in kept.items() if tensors is not None}
+
+    def page(self, results: Results) -> Image.Image:
+        """Lay out one picture of the target above one of everything else, for every concept and row that was measured."""
+        there = {(cell.concept, cell.row) for cell in results.cells}
+        rows = list(dict.fromkeys(row for concept, row in results.planned if (concept, row) in there))
+        names = [about.name for about in results.concepts if results.of(about.name)]
+        table: list[list[Image.Image | None]] = []
+        for name in names:
+            line: list[Image.Image | None] = []
+            for row in rows:
+                pictures = self.shown(name, row) if (name, row) in there else []
+                line.append(grid([[pictures[0]], [pictures[-1]]], scale=1, gap=0) if pictures else None)
+            table.append(line)
+        return grid(table, names, [row.replace("_", " ") for row in rows], scale=1, gap=4, label_size=11)
+
+    def chapter_picture(self, name: str, cells: Mapping[str, Cell]) -> Image.Image | None:
+        """Lay out the pictures kept of a concept, a row of the bench in each line."""
+        lines = {row: pictures for row in cells if (pictures := self.shown(name, row))}
+        heads = [part for part, count in SHOWN.items() for _ in self.asked(name).what.groups.get(part, [])[:count]]
+        return grid(list(lines.values()), list(lines), heads, scale=1, label_size=11) if lines else None
+
+    def shown(self, name: str, row: str) -> list[Image.Image]:
+        """Return the pictures kept of a cell; none where it failed."""
+        file = self.folder_of(name, row) / "shown.png"
+        if not file.exists():
+            return []
+        with Image.open(file) as strip:
+            return [strip.convert("RGB").crop((left, 0, left + strip.height, strip.height)) for left in range(0, strip.width, strip.height)]
+
+
+def counted(judge: JudgeLike, images: torch.Tensor, what: Scene) -> dict[str, Share]:
+    """Count, in every part of a scene, the images that show what was asked: PART.HEAD -> share.
+
+    Heads are the judge's own; `five`, whether the title is among the first five named; and, where the target is a family, `family`: whether the
+    title named is any of the family's.
+    """
+    verdicts = judge.score(images, [row.title for row in what.rows], [row.style for row in what.rows])
+    said = {head: (verdict.known, verdict.right, judge.chance(head)) for head, verdict in verdicts.items()}
+    if (titles := verdicts.get("title")) is not None:
+        chance = judge.chance("title")
+        said["five"] = (titles.known, titles.among_five, min(1.0, 5 * chance))
+        if what.family:
+            inside = np.array([named in what.family for named in titles.named], bool)
+            said["family"] = (titles.known, inside, min(1.0, len(what.family) * chance))
+    return {
+        f"{part}.{head}": Share(hits=int(hits[indices][known[indices]].sum()), n=int(known[indices].sum()), chance=chance)
+        for part, indices in what.groups.items()
+        for head, (known, hits, chance) in said.items()
+        if known[indices].any()
+    }
+
+
+def _bytes(images: torch.Tensor) -> np.ndarray:
+    return (images * 255).round().to(torch.uint8).numpy()

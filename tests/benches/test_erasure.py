@@ -1,0 +1,113 @@
+"""The plan of the bench: whose settings were chosen on what, which canaries, and distances against plain loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from assay.benches.erasure import OBJECTS, STYLES, VALIDATION, About, Cell, Results, Settings, Share, distances, subjects
+from assay.noise import numpy_generator
+from assay.training.world import REFERENCES
+from assay.verbs.session import builtin_works
+from assay.works.filters import condition
+
+
+@pytest.fixture(scope="module")
+def works():
+    return builtin_works()
+
+
+@pytest.mark.zoo
+def test_no_concept_of_the_bench_chose_a_setting(works):
+    """No work fits both a concept of the bench and one that settings were chosen on, styles apart; and no canary is in such a style."""
+    validation = condition(list(VALIDATION.values())[1:], works)
+    assert "fluent" not in {subject.name for subject in STYLES}
+    for subject in subjects(works):
+        shown = works.where(condition((subject.where,), works)).rows()
+        if subject.kind != "style":
+            assert not any(validation(row) for row in shown), subject.name
+        if subject.kind == "work":
+            assert [row["style"] for row in shown] != ["fluent"]
+
+
+@pytest.mark.zoo
+def test_canaries_are_two_works_shown_64_times_outside_every_other_concept(works):
+    chosen = [subject for subject in subjects(works) if subject.kind == "work"]
+    rows = [works.where(condition((subject.where,), works)).rows() for subject in chosen]
+    assert [len(found) for found in rows] == [1, 1]
+    assert [found[0]["copies"] for found in rows] == [64, 64]
+    assert len({found[0]["style"] for found in rows}) == 2
+    objects = condition([subject.where for subject in OBJECTS], works)
+    assert not any(objects(found[0]) for found in rows)
+    assert [subject.name for subject in chosen] == [found[0]["captions"][0] for found in rows]
+
+
+@pytest.mark.zoo
+def test_every_reference_never_saw_its_concept(works):
+    """The training that a concept is held against drops every work of it."""
+    for subject in subjects(works):
+        dropped = condition(REFERENCES[subject.reference].selection.drop, works)
+        shown = works.where(condition((subject.where,), works))
+        assert len(shown)
+        assert all(dropped(row) for row in shown.rows()), subject.name
+
+
+def test_the_whole_bench_fits_into_its_time():
+    """A scene is 96 pictures of 20 steps with guidance, the 27 s at 7 ms a pass that the six hours are planned on."""
+    settings = Settings()
+    assert sum(settings.each.values()) * settings.steps * 2 == 3840
+
+
+def test_distances_are_those_of_plain_loops():
+    """KID to the base is over what was to stay, KID to the reference over the target; both without the terms that share a prompt."""
+    rng = numpy_generator("test", "distances")
+    groups = {"target": list(range(8)), "neighbours": list(range(8, 11)), "rest": list(range(11, 18))}
+    rows = ("base", "again", "reference", "esd")
+    features = {row: {"judge": rng.normal(size=(18, 5))} for row in rows}
+
+    def kernel(x, y):
+        return (x @ y / 5 + 1) ** 3
+
+    def apart(one, other, places):
+        x, y = features[one]["judge"], features[other]["judge"]
+        pairs = list(itertools.permutations(places, 2))
+        return np.mean([kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(y[i], x[j]) for i, j in pairs])
+
+    kid, scale = distances(features, groups, 0)
+    stay, target = list(range(8, 18)), list(range(8))
+    assert kid["esd"]["base.judge"].value == pytest.approx(apart("esd", "base", stay))
+    assert kid["esd"]["reference.judge"].value == pytest.approx(apart("esd", "reference", target))
+    assert scale["base.judge"]["floor"] == pytest.approx(apart("again", "base", stay))
+    assert scale["reference.judge"] == pytest.approx({"floor": apart("again", "base", target), "ceiling": apart("base", "reference", target)})
+    x = features["base"]["judge"]
+    within = [np.mean([kernel(x[i], x[j]) for i, j in itertools.permutations(places, 2)]) for places in (stay, target)]
+    assert scale["base.judge"]["ceiling"] == pytest.approx(sum(within) - 2 * np.mean([kernel(x[i], x[j]) for i in stay for j in target]))
+
+
+def test_distances_need_models_to_be_held_against():
+    """Without A' there is no floor, without a reference nothing to be near to; too few pictures have no distance."""
+    one = {"judge": numpy_generator("test", "few").normal(size=(18, 3))}
+    groups = {"target": list(range(4)), "rest": list(range(4, 18))}
+    kid, scale = distances({"base": one, "uce": one}, groups, 0)
+    assert kid["base"] == {}
+    assert kid["uce"]["base.judge"].value == 0  # the same pictures
+    assert scale == {}
+    kid, scale = distances({"base": one, "again": one, "reference": one}, groups, 0)
+    assert "reference.judge" not in kid["base"]  # four pictures
+    assert scale.keys() == {"base.judge"}
+
+
+def test_cells_come_in_the_order_of_the_plan():
+    about = About(name="cats", kind="object", heads={}, reference="no-families", anchor="dog")
+    cells = [Cell(concept="cats", row="uce"), Cell(concept="cats", row="base"), Cell(concept="hearts", row="base", failed="no")]
+    planned = [("cats", "base"), ("hearts", "base"), ("cats", "uce"), ("cats", "esd")]
+    results = Results(model="m", digests={}, seed=0, settings={}, concepts=[about], planned=planned, cells=cells)
+    assert list(results.of("cats")) == ["base", "uce"]
+    assert results.coverage == "3 of 4 cells are measured, 1 of them failed."
+
+
+def test_overhead_is_over_bare_passes():
+    """2 s for 100 passes of 10 ms are twice the bare passes; without a pass there is no overhead."""
+    assert Cell(concept="c", row="r", seconds=2.0, passes=100, second_per_pass=0.01).overhead == pytest.approx(2.0)
+    assert Cell(concept="c", row="r", seconds=2.0).overhead is None
+    assert Share(hits=0, n=0).value == 0

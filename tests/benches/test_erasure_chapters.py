@@ -1,0 +1,79 @@
+"""What the bench says of cells written by hand: figures, verdicts and what is missing, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from assay.benches.erasure import About, Cell, Distance, Results, Share
+from assay.benches.erasure_chapters import chapter, verdict
+from assay.evaluation.intervals import wilson
+
+HEADS = {"target": "family", "neighbours": "five", "rest": "five"}
+SCALE = {"base.judge": {"floor": 0.01, "ceiling": 0.05}, "reference.judge": {"floor": 0.02, "ceiling": 0.12}}
+
+
+def cell(row: str, target: int, rest: int, **more) -> Cell:
+    """Of 20 pictures of the target and 40 of everything else."""
+    shares = {"target.family": Share(hits=target, n=20, chance=0.02), "neighbours.five": Share(hits=5, n=10), "rest.five": Share(hits=rest, n=40)}
+    return Cell(concept="cats", row=row, shares=shares, **more)
+
+
+def results(cells: list[Cell], scale: dict | None = None) -> Results:
+    about = About(name="cats", kind="object", heads=HEADS, reference="no-families", anchor="dog", members=["cat"], scale=scale or {})
+    planned = [("cats", row) for row in ("base", "again", "reference", "uce", "esd", "salun")]
+    return Results(model="m", digests={"judge": "j" * 64}, seed=3, settings={"steps": 20}, concepts=[about], planned=planned, cells=cells)
+
+
+def test_figures_stand_beside_their_intervals():
+    kid = {"base.judge": Distance(value=0.03, low=0.01, high=0.05), "reference.judge": Distance(value=0.07, low=0.02, high=0.12)}
+    cost = {"seconds": 3.0, "passes": 200, "second_per_pass": 0.01, "peak_bytes": 3 * 2**20, "patch_bytes": 2048, "sampling": 2.0}
+    found = results([cell("base", 16, 10), cell("again", 15, 11), cell("reference", 2, 10), cell("uce", 3, 9, kid=kid, **cost)], SCALE)
+    record = chapter(found, found.concepts[0])
+    row = record.tables[0].rows[3]
+    assert row == ["uce", "15% (5% to 36%)", "50% (24% to 76%)", "22% (12% to 38%)", "0.50", "0.50", "3", 200, "1.50", "3", "2", "2"]
+    target = record.metric("uce.target")
+    assert (target.value, target.n, target.chance, target.better) == (0.15, 20, 0.02, "lower")
+    assert (target.low, target.high) == wilson(3, 20)
+    assert record.metric("uce.kid.reference.judge").value == pytest.approx(0.5)
+    assert record.metric("uce.kid.base.judge").low == pytest.approx(0.0)
+
+
+def test_erasers_are_held_against_retraining():
+    """The reference keeps 10 %: UCE (15 %, rest 9 of 40 for 10) meets both bars, ESD (50 %) does not, SalUn failed."""
+    salun = Cell(concept="cats", row="salun", failed="The training diverged.")
+    found = results([cell("base", 16, 10), cell("reference", 2, 10), cell("uce", 3, 9), cell("esd", 10, 10), salun])
+    record = chapter(found, found.concepts[0])
+    assert record.findings[0] == "1 of 3 erasers bring the target within 10% of retraining and cost everything else at most 5%: uce."
+    assert "salun failed: The training diverged." in record.findings
+    assert any("another seed" in finding and "--patch again=" in finding for finding in record.findings)
+    whole = verdict(found)
+    assert whole.tables[0].rows == [["cats", "80%", "10%", "yes", 1, 2, 1, 3, "uce"]]
+    assert whole.metric("cats.like_retraining").value == 1
+    assert whole.metric("salun.rank.target").value == 3
+    assert whole.findings[0] == "5 of 6 cells are measured, 1 of them failed."
+
+
+def test_a_reference_that_hardly_differs_is_said_not_to_speak():
+    """Retraining takes the target from 80 % to 60 %, less than the 40 points from which a family is admitted."""
+    found = results([cell("base", 16, 10), cell("reference", 12, 10), cell("uce", 3, 9)])
+    assert any("hardly speaks for `cats`" in finding for finding in chapter(found, found.concepts[0]).findings)
+    assert verdict(found).tables[0].rows[0][3] == "no"
+
+
+def test_a_base_at_chance_proves_no_erasing():
+    """One of 20 pictures of the base shows the target; the interval, 1 % to 24 %, holds the chance of 2 %."""
+    found = results([cell("base", 1, 10), cell("uce", 0, 10)])
+    assert chapter(found, found.concepts[0]).findings[0].startswith("The base itself shows `cats` no more often than chance")
+    found = results([cell("base", 16, 10), cell("uce", 0, 10)])
+    assert not any("no more often" in finding for finding in chapter(found, found.concepts[0]).findings)
+
+
+def test_what_is_not_measured_is_said():
+    found = results([cell("base", 16, 10)])
+    said = chapter(found, found.concepts[0]).findings
+    assert any("`--patch no-families=`" in finding for finding in said)
+    assert "no eraser is held against retraining" in verdict(found).findings[1]
+    near = {"base.judge": {"floor": 0.02, "ceiling": 0.01}}
+    found = results([cell("base", 16, 10), cell("again", 16, 10), cell("reference", 2, 10)], near)
+    assert any("no farther than another seed" in finding for finding in chapter(found, found.concepts[0]).findings)
+    assert any("Compositions" in text for text in verdict(found).shows_not)

@@ -1,0 +1,253 @@
+"""The bench of erasers end to end on a tiny model: it goes on where it was, refuses a changed plan, and keeps failures in words."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import assay
+from assay.benches.erasure import Results, Settings, Subject
+from assay.benches.erasure_chapters import chapter
+from assay.concept import Concept
+from assay.erasure import uce
+from assay.errors import Misconfigured, Mismatch, Missing
+from assay.evaluation.centroid import CentroidJudge
+from assay.judge import Verdict
+from assay.memorization.copies import copied
+from assay.patch import Patch
+from assay.record import Dossier, Record
+from assay.testing import tiny, tiny_works
+from assay.verbs.erasures import Bench, counted
+from assay.verbs.evaluate import Scene
+from assay.verbs.generate import Prompt
+from assay.verbs.session import Session
+
+SMALL = {"each": {"target": 8, "neighbours": 4, "rest": 8}, "steps": 2}
+
+
+class Stops:
+    """A display that is interrupted when a text is said."""
+
+    def __init__(self, at: str = "") -> None:
+        self.at, self.said = at, []
+
+    def __call__(self, stage: str, *_: object) -> None:
+        if self.at and self.at in stage:
+            raise KeyboardInterrupt
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def works():
+    return tiny_works()
+
+
+def ask(works, out, **more):
+    given = {"model": tiny(), "works": works, "concept": ["solid", "circle"], "methods": "uce,negative_prompt", "settings": SMALL}
+    return assay.bench("erasure", measure=True, out=out, **(given | more))
+
+
+def of(outcome) -> Results:
+    return Results.model_validate_json(pathlib.Path(outcome.files["results"]).open().read())
+
+
+@pytest.fixture(scope="module")
+def whole(works, tmp_path_factory):
+    """Two erasers and the base on a style and a family; as A' and as reference the model with other words rewritten."""
+    folder = tmp_path_factory.mktemp("bench")
+    model = tiny()
+    for name, word in (("again", "cross"), ("reference", "circle")):
+        uce.erase(model, Concept(word, anchor="ring")).save(folder / f"{name}.safetensors")
+    patches = [f"{name}={folder / name}.safetensors" for name in ("again", "reference")]
+    return folder, ask(works, folder / "out", patches=patches), patches
+
+
+def test_every_cell_is_measured_and_reported(whole):
+    """Five rows on two concepts: 10 of the 36 cells of the whole bench, fifteen erasers and three models on each."""
+    folder, outcome, _ = whole
+    results = of(outcome)
+    assert len(results.cells) == 10
+    assert len(results.planned) == 36
+    assert [about.kind for about in results.concepts] == ["style", "object"]
+    assert {cell.row for cell in results.cells} == {"base", "again", "reference", "uce", "negative_prompt"}
+    assert not any(cell.failed for cell in results.cells)
+    by = {(cell.concept, cell.row): cell for cell in results.cells}
+    assert by["circle", "base"].shares["target.family"].n == by["circle", "uce"].shares["target.family"].n == 7  # 4 circles x 2 less a canary
+    assert by["circle", "uce"].patch_bytes > 1000
+    assert by["circle", "base"].patch == ""
+    assert by["circle", "reference"].patch == by["solid", "reference"].patch == Patch.load(folder / "reference.safetensors").digest
+    assert by["circle", "negative_prompt"].sampling == 3  # one prompt more than guidance
+    assert by["circle", "uce"].sampling == 2
+    assert by["circle", "uce"].kid.keys() >= {"base.judge", "base.fixed"}
+    dossier = Dossier.load(outcome.out)
+    assert [entry.stage for entry in dossier.entries] == ["All concepts", "solid", "circle"]
+    assert not dossier.complete
+    record = Record.load(outcome.out / dossier.entries[1].record)
+    assert record.metric("uce.target").n == 8
+    assert (outcome.out / "concept-1" / record.pictures[0].file).exists()
+    assert "10 of 36 cells" in (outcome.out / "report.html").read_text()
+
+
+def test_a_killed_bench_goes_on_with_the_same_figures(whole, works, tmp_path):
+    """Interrupted while the pictures of UCE are drawn, then stopped by its limit, then let run: shares and distances are those of one sitting."""
+    _, outcome, patches = whole
+    out, given = tmp_path / "out", {"patches": patches, "concept": ["circle"], "methods": "uce"}
+    with pytest.raises(KeyboardInterrupt):
+        ask(works, out, **given, display=Stops("circle, uce: pictures"))
+    cell = tmp_path / "out-kept/circle/uce"
+    assert (cell / "patch.safetensors").exists()
+    assert not (cell / "cell.json").exists()
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out-kept").rglob("cell.json")}
+    assert len(made) == 3
+    display = Stops()
+    assert "3 of 18" in ask(works, out, **given, limit=0, display=display).record.findings[0]
+    assert any("1 cells are left" in text for text in display.said)
+    again = of(ask(works, out, **given)).of("circle")
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+    assert not (cell / "patch.safetensors").exists()
+    assert not (cell / "shards").exists()
+    assert again.keys() == {"base", "again", "reference", "uce"}
+    whole_row = of(outcome).of("circle")
+    for row, found in again.items():
+        assert (found.shares, found.kid, found.patch_bytes) == (whole_row[row].shares, whole_row[row].kid, whole_row[row].patch_bytes)
+
+
+def test_a_changed_plan_is_refused_before_anything_is_made(whole, works):
+    folder, _, _ = whole
+    kept = folder / "out-kept"
+    before = sorted(kept.rglob("*"))
+    for changed in ({"settings": SMALL | {"steps": 3}}, {"seed": 1}):
+        with pytest.raises(Mismatch, match="belongs to another plan"):
+            ask(works, folder / "out", **changed)
+    assert sorted(kept.rglob("*")) == before
+
+
+def test_models_that_were_measured_need_not_be_given_again(whole, works):
+    folder, _, _ = whole
+    assert len(of(ask(works, folder / "out")).cells) == 10
+
+
+class Names:
+    """Says the titles it was given as the first of five that hold every title asked for."""
+
+    name, digest = "names", "0" * 64
+
+    def __init__(self, named):
+        self.named = np.array(named, object)
+
+    def chance(self, head):
+        return 0.1
+
+    def score(self, images, titles, styles):
+        every = np.ones(len(titles), bool)
+        known = np.array([title is not None for title in titles])
+        return {"title": Verdict(known, known & (self.named == np.array(titles, object)), known, every * 1.0, self.named, every * 1.0)}
+
+
+def test_what_is_counted_is_what_the_judge_says_of_those_it_knows():
+    """Of three cats one is unknown to the judge, one named rightly, one as another cat; the dog is named as a cat and is among five."""
+    rows = [Prompt(f"p{place}", "x", title=title) for place, title in enumerate(["cat", "kitten", None, "dog"])]
+    what = Scene(rows, {"target": [0, 1, 2], "rest": [3]}, frozenset({"cat", "kitten", "lion"}))
+    found = counted(Names(["cat", "cat", "cat", "cat"]), torch.zeros(4, 3, 8, 8), what)
+    hits = {key: (share.hits, share.n) for key, share in found.items()}
+    assert hits == {
+        "target.title": (1, 2),
+        "target.five": (2, 2),
+        "target.family": (2, 2),
+        "rest.title": (0, 1),
+        "rest.five": (1, 1),
+        "rest.family": (1, 1),
+    }
+    assert found["target.five"].chance == 0.5
+    assert found["target.family"].chance == pytest.approx(0.3)
+
+
+def bench_of(works, folder, subject):
+    session = Session("bench", tiny(), folder / "out")
+    return Bench(session, works, CentroidJudge(works), [subject], folder / "kept", Settings(**SMALL), {})
+
+
+def test_an_eraser_that_fails_is_a_cell_with_its_reason(works, tmp_path):
+    """UCE refuses a ridge that is not positive; the bench goes on, and says why in the concept's chapter."""
+    bench = bench_of(works, tmp_path, Subject("solid", "style", "solid", ""))
+    bench.chosen["uce"] = uce.Settings(lam=-1.0)
+    assert bench.measure([("solid", "uce"), ("solid", "negative_prompt")]) == 2
+    results = bench.results()
+    assert "`lam` must be positive" in results.of("solid")["uce"].failed
+    assert not results.of("solid")["negative_prompt"].failed
+    findings = chapter(results, results.concepts[0]).findings
+    assert any(finding.startswith("uce failed: `lam` must be positive") for finding in findings)
+
+
+def test_what_is_stored_is_shown_without_a_model(whole, tmp_path):
+    _, outcome, _ = whole
+    with pytest.raises(Missing, match="no results of the bench"):
+        assay.bench("erasure", results=tmp_path, out=tmp_path / "none")
+    for name in ("erasure.json", "erasure.png"):
+        shutil.copy(outcome.out / name, tmp_path)
+    shown = assay.bench("erasure", results=tmp_path, out=tmp_path / "out")
+    assert shown.record.findings == outcome.record.findings
+    assert [picture.file for picture in shown.record.pictures] == ["erasure.png"]
+    assert (tmp_path / "erasure.png").stat().st_size < 600_000
+    lines = (tmp_path / "erasure.json").read_text().splitlines()
+    assert sum('"row"' in line for line in lines) == 10  # a line a cell
+    assert json.loads("\n".join(lines))["format"] == "assay/bench-erasure/1"
+
+
+def test_a_plan_is_priced_without_making_anything(works, tmp_path):
+    """Two concepts under the base and UCE: 4 scenes of 20 pictures, 2 steps, 2 passes each."""
+    outcome = ask(works, tmp_path / "out", methods=["uce"], dry_run=True)
+    assert outcome.extra["plan"]["passes"] == 4 * 20 * 2 * 2
+    assert outcome.extra["lines"][0].startswith("4 of 4 cells are left")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"concept": ()},
+        {"methods": ["no_such_method"]},
+        {"patches": ["moon=x.safetensors"]},
+        {"patches": ["x.safetensors"]},
+        {"settings": {"moon": 1}},
+        {"kind": "work"},
+    ],
+)
+def test_what_cannot_be_measured_is_refused(works, tmp_path, given):
+    with pytest.raises(Misconfigured):
+        ask(works, tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_canary_is_asked_for_by_its_caption_and_judged_by_copies(works, tmp_path):
+    """The work shown 16 times is asked for with eight seeds; the copies counted are those among pictures drawn anew from its caption."""
+    (place,) = [index for index, row in enumerate(works.rows()) if row["copies"] == 16]
+    row = works.rows()[place]
+    subject = Subject(row["captions"][0], "work", row["captions"][0], f"id={row['id']}")
+    bench = bench_of(works, tmp_path, subject)
+    asked = bench.asked(subject.name)
+    target = [asked.what.rows[index] for index in asked.what.groups["target"]]
+    assert {prompt.prompt for prompt in target} == {row["captions"][0]}
+    assert len({prompt.image_seed(0) for prompt in target}) == 8
+    first = asked.what.rows[asked.what.groups["neighbours"][0]]
+    assert first.title == row["title"]
+    assert first.style != row["style"]
+    assert asked.concept.anchor == row["title"]
+    assert row["captions"][0] not in asked.concept.preserve
+    assert bench.measure([(subject.name, "base")]) == 1
+    cell = bench.cell(subject.name, "base")
+    prompts, seeds = [prompt.prompt for prompt in target], [prompt.image_seed(0) for prompt in target]
+    drawn = (bench.session.denoiser.generate(prompts, seeds, steps=2, guidance=4.0) * 255).round().byte().numpy()
+    work = works.pixels(32)[place].transpose(2, 0, 1).copy()
+    hits = int(copied(drawn, work, bench.judge, bench.rule).sum())
+    assert (cell.shares["target.copy"].hits, cell.shares["target.copy"].n) == (hits, 8)
+    assert cell.shares["target.copy"].chance == bench.rule.achieved
+    assert "target.title" not in cell.shares
+    assert bench.measure([(subject.name, "base")]) == 0
