@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,8 +95,8 @@ def batched(weights: list[torch.Tensor], targets: torch.Tensor, anchors: torch.T
 
 def ours(weights: list[torch.Tensor], targets: torch.Tensor, anchors: torch.Tensor, preserved: torch.Tensor) -> list[torch.Tensor]:
     """Solve once for all."""
-    change = uce.solve(targets, anchors, preserved, lam=LAM)
-    return [weight.double() + weight.double() @ change for weight in weights]
+    left, right = uce.factors(targets, anchors, preserved, lam=LAM)
+    return [weight.double() + uce.applied(weight, left, right) for weight in weights]
 
 
 def timed(work: Callable[[], object], repeats: int) -> dict[str, float]:
@@ -140,7 +140,7 @@ def quality(each: int = 48) -> list[dict[str, object]]:
     order = numpy_generator(SEED, "titles").permutation(len(names)).tolist()
     settings = replace(uce.Settings(), **uce.PRESETS["small"])
 
-    def embed(texts: list[str]):
+    def embed(texts: Sequence[str]):
         return text_vectors(session.denoiser, texts)
 
     rows = []

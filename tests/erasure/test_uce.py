@@ -160,6 +160,22 @@ def test_the_concept_looks_like_the_anchor_and_others_stay(denoiser):
     assert (after["sun"] - before["sun"]).norm() < 0.5 * (after["cat"] - before["cat"]).norm()
 
 
+@pytest.mark.parametrize("count", [1, 5, 6, 20])
+def test_both_orders_of_the_product_are_the_solve(count):
+    """Of width 12, up to five states stay two narrow factors; more become one square one. W0 (I + D) is that of the stacked normal equations."""
+    targets, anchors, preserved = states(0, count, 12), states(1, count, 12), states(2, 30, 12)
+    weight = states(3, 7, 12).double()
+    left, right = uce.factors(targets, anchors, preserved, erase_scale=2.0, preserve_scale=0.5, lam=0.3)
+    assert (right is None) == (count > 5)
+    c, a, p = targets.double(), anchors.double(), preserved.double()
+    gram = 2 * c.T @ c + 0.5 * p.T @ p + 0.3 * torch.eye(12, dtype=torch.float64)
+    expected = weight @ (2 * a.T @ c + 0.5 * p.T @ p + 0.3 * torch.eye(12, dtype=torch.float64)) @ torch.linalg.inv(gram)
+    assert torch.allclose(weight + uce.applied(weight, left, right), expected, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(
+        uce.solve(targets, anchors, preserved, erase_scale=2.0, preserve_scale=0.5, lam=0.3), left if right is None else left @ right
+    )
+
+
 def test_several_concepts_are_one_solve(denoiser):
     """Each with its own anchor: the rows of all stand in one sum, whose minimiser lstsq finds over the stacked rows."""
     cat, sun = Concept("cat", anchor="dog", preserve=("sun", "red")), Concept("sun", preserve=("blue",))

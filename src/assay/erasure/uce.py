@@ -110,10 +110,10 @@ def erase(
     if odd := [name for name, weight in weights.items() if weight.shape[1] != targets.shape[1]]:
         raise Unsupported(f"{odd[0]} does not read the text encoder's states.", "Choose a method that trains, such as `esd`.")
     scales = {"erase_scale": settings.erase_scale, "preserve_scale": settings.preserve_scale, "lam": settings.lam}
-    change = solve(targets, anchors, preserved, **scales, scale_lam=settings.scale_lam)
+    left, right = factors(targets, anchors, preserved, **scales, scale_lam=settings.scale_lam)
     tensors, base = {}, {}
     for done, (name, weight) in enumerate(weights.items(), 1):
-        delta = settings.strength * (weight.detach().to(change) @ change)  # W - W0 = W0 D
+        delta = settings.strength * applied(weight.detach(), left, right)
         tensors[f"delta/{name}"] = delta.float().cpu()
         base[name] = tensor_digest(denoiser.replaced.get(name, weight))
         if progress:
@@ -136,7 +136,17 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     return denoiser.group("cross_attention.kv")
 
 
-def solve(
+def solve(targets: torch.Tensor, anchors: torch.Tensor, preserved: torch.Tensor, **scales: Any) -> torch.Tensor:
+    """Solve Eq. 7 for all layers at once; arguments as of `factors`.
+
+    Returns:
+        D, where W = W0 (I + D): float64, (width, width).
+    """
+    left, right = factors(targets, anchors, preserved, **scales)
+    return left if right is None else left @ right
+
+
+def factors(
     targets: torch.Tensor,
     anchors: torch.Tensor,
     preserved: torch.Tensor,
@@ -145,12 +155,14 @@ def solve(
     preserve_scale: float = 1.0,
     lam: float = 0.1,
     scale_lam: bool = False,
-) -> torch.Tensor:
-    """Solve Eq. 7 for all layers at once.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Solve Eq. 7 for all layers at once, as a product of two factors with one row a state that is erased.
+
+    With C the targets, C* what takes their place and G the sum of all outer products, D = s_e (C* - C)^T C G^-1, which has no more rank than C rows.
 
     Args:
-        targets: states to be erased: (n, width).
-        anchors: states that take their place: (n, width).
+        targets: states to be erased, C: (n, width).
+        anchors: states that take their place, C*: (n, width).
         preserved: states to be kept: (m, width).
         erase_scale: s_e.
         preserve_scale: s_p.
@@ -158,7 +170,7 @@ def solve(
         scale_lam: multiply `lam` by the mean of the matrix's diagonal.
 
     Returns:
-        D, where W = W0 (I + D): float64, (width, width).
+        L and R, where W = W0 (I + L R): float64, (width, n) and (n, width); where n is large, L R itself and None.
 
     Raises:
         Misconfigured: `lam` is too small for the matrix to be inverted.
@@ -168,11 +180,19 @@ def solve(
     for part in preserved.split(8192):
         gram += preserve_scale * part.double().T @ part.double()
     gram.diagonal().add_(lam * float(gram.diagonal().mean()) if scale_lam else lam)
-    shift = erase_scale * (anchors.double() - source).T @ source  # (width, width)
     factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:
         raise Misconfigured(f"`lam` = {lam:g} is too small: the sum of the states cannot be inverted.", "Raise `lam`.")
-    return torch.cholesky_solve(shift.T, factor).T  # D gram = shift, and gram is symmetric
+    left = erase_scale * (anchors.double() - source).T
+    if 2 * len(source) < len(gram):
+        return left, torch.cholesky_solve(source.T, factor).T  # gram is symmetric
+    return torch.cholesky_solve((left @ source).T, factor).T, None
+
+
+def applied(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor | None) -> torch.Tensor:
+    """Return W0 L R, the change of one matrix (out, width), narrow factor first: float64."""
+    change = weight.to(left) @ left
+    return change if right is None else change @ right
 
 
 def paired_states(denoiser: Denoiser, pairs: Sequence[tuple[str, str]], tokens: str) -> tuple[torch.Tensor, torch.Tensor]:
