@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -82,7 +82,26 @@ class Audit(NamedTuple):
     """File name -> picture; first the clearest match."""
 
 
-def choose(works: Works, settings: Settings, seed: int) -> list[Group]:
+class Sizes(Protocol):
+    """How many works of each split to choose, at most."""
+
+    @property
+    def members(self) -> int:
+        """Ordinary members."""
+        ...
+
+    @property
+    def calibration(self) -> int:
+        """Calibration works."""
+        ...
+
+    @property
+    def holdout(self) -> int:
+        """Holdout works."""
+        ...
+
+
+def choose(works: Works, settings: Sizes, seed: int) -> list[Group]:
     """Say which works to ask for, group by group; a work's place in the lottery depends on seed and id alone.
 
     Ordinary members are those of the commonest number of copies; calibration and holdout works are those that were never shown.
