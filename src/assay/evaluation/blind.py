@@ -2,8 +2,8 @@
 
 Where members and non-members differ in style, date or subject, an attack can score by that alone, and its figures say nothing of the model (Das,
 Zhang and Tramer, "Blind Baselines Beat Membership Inference Attacks for Foundation Models", 2024, arXiv 2406.16201). Here: ridge regression of
-membership on features of the works, out of fold. The prediction is linear in the labels, so that a permutation of them costs one matrix product, and what chance
-would give is known exactly for this many works and these features. Areas are taken within folds, whose predictions have different offsets.
+membership on features of the works, out of fold. The prediction is linear in the labels, so that a permutation of them costs one matrix product, and
+what chance would give is known for this many works and these features. Areas are taken within folds, whose predictions have different offsets.
 """
 
 from __future__ import annotations

@@ -91,8 +91,10 @@ def auc_interval(auc: float, members: int, others: int, level: float = 0.95) -> 
         spread = area * (1 - area) * (1 + more * (1 - area) / (2 - area) + more * area / (1 + area)) / (members * others)
         return (auc - area) ** 2 - z * z * spread
 
+    inside = min(max(auc, 1e-9), 1 - 1e-9)  # at 0 and 1 the variance is nothing, and the area seen would be its own end
+
     def end(limit: float) -> float:
-        return limit if auc == limit else float(brentq(excess, *sorted((auc, limit)), xtol=1e-12))  # pyright: ignore[reportArgumentType]
+        return limit if auc == limit else float(brentq(excess, *sorted((inside, limit)), xtol=1e-12))  # pyright: ignore[reportArgumentType]
 
     return end(0.0), end(1.0)
 

@@ -10,8 +10,8 @@ Written from the paper. Different: the average of p-values is itself no p-value;
 (Rueschendorf 1982; Vovk and Wang 2020, "Combining p-values via averaging", Biometrika 107:791), so that is reported, and the average beside it.
 Works serve in one half of a division only: the scores of several folds pooled into one test are no independent draws, because the folds' scoring
 functions share works; in a simulation of the null hypothesis such a test rejected at twice its level of 1 %. The score is the regression's logit,
-nearer to normal than its probability. Cost: no passes. Known failure: anything that tells P from U is taken for membership, a difference of style or
-date too; U must come from where P came from, and a score that never asks the model is the control.
+nearer to normal than its probability. Cost: no passes. Known failure: the test finds that P and U differ in their scores, whatever the reason and,
+the regression being free in sign, whatever the direction. So U must come from where P came from, and the direction is returned as well.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Inference(NamedTuple):
     """Mean of the divisions' p-values, the paper's figure."""
     shift: float
     """Mean over divisions of the difference of the test halves' mean scores, in pooled standard deviations."""
+    direction: float
+    """Mean over the scores as given, higher for members, of P's mean less U's in pooled deviations; below 0 P looks less trained on than U."""
     suspects: int
     """Works of the collection."""
     others: int
@@ -69,7 +71,9 @@ def infer(suspects: np.ndarray, others: np.ndarray, *, seed: int, divisions: int
         test.append(drawn[:, len(values) // 2 :])
     p_values, shifts = compare(control[0], control[1], test[0], test[1])
     average = float(p_values.mean())
-    return Inference(min(1.0, (2 if divisions > 1 else 1) * average), average, float(shifts.mean()), len(suspects), len(others))
+    p_value = min(1.0, (2 if divisions > 1 else 1) * average)
+    direction = float(_apart(np.asarray(suspects, np.float64), np.asarray(others, np.float64)).mean())
+    return Inference(p_value, average, float(shifts.mean()), direction, len(suspects), len(others))
 
 
 def compare(suspects: np.ndarray, others: np.ndarray, test_suspects: np.ndarray, test_others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,8 +92,13 @@ def compare(suspects: np.ndarray, others: np.ndarray, test_suspects: np.ndarray,
     first, second = (np.einsum("dns,ds->dn", values, weights) for values in (test_suspects, test_others))
     with np.errstate(invalid="ignore"):  # scores that do not differ at all have no t; that is no evidence
         p_values = np.nan_to_num(np.asarray(ttest_ind(first, second, axis=1, equal_var=False, alternative="greater")[1]), nan=1.0)
-    deviation = np.sqrt((first.var(1, ddof=1) + second.var(1, ddof=1)) / 2)
-    return p_values, (first.mean(1) - second.mean(1)) / np.where(deviation > 0, deviation, 1.0)
+    return p_values, _apart(first.T, second.T)
+
+
+def _apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the difference of the means of every column in pooled standard deviations."""
+    deviation = np.sqrt((first.var(0, ddof=1) + second.var(0, ddof=1)) / 2)
+    return (first.mean(0) - second.mean(0)) / np.where(deviation > 0, deviation, 1.0)
 
 
 def fit(suspects: np.ndarray, others: np.ndarray, penalty: float = PENALTY) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Scores works as trained or not by how a model denoises them: ten scores from one tape of passes, a threshold, and a test of whole collections.
+"""Scores works as trained or not by how a model denoises them: eight scores from one tape of passes, a threshold, and a test of whole collections.
 
 The scores are those of `loss.py` (Carlini et al. 2023; calibrated after Watson et al. 2022), `secmi.py` (Duan et al. 2023), `pia.py` (Kong et al.
 2024), `sima.py` (Rao et al. 2025) and `clid.py` (Zhai et al. 2024); `tape.py` makes the passes that all of them are computed from, and

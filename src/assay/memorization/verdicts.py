@@ -99,6 +99,7 @@ def witness(works: Works, evidence: Evidence, settings: dict[str, Any], ruled: b
     members, calibration, holdout = (evidence.rows(kind) for kind in ("members", "calibration", "holdout"))
     never = np.concatenate([calibration, holdout])
     rate = max(settings["false_positive_rate"], 1 / (len(calibration) + 1))
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     metrics, rows = [], []
     for name, words in (NAMES | CONTROLS).items():
         scores = evidence.scores[name]
@@ -129,8 +130,8 @@ def witness(works: Works, evidence: Evidence, settings: dict[str, Any], ruled: b
             Metric(name=f"collection.{_slug(name)}.p_value", value=result.p_value, n=result.suspects + result.others, chance=LEVEL)
             for name, result in found
         ]
-        heads = ["collection", "works", "never trained", "p-value", "average of p-values", "shift in deviations"]
-        lines = [[c.name, c.result.suspects, c.result.others, _p(c.result.p_value), _p(c.result.average), round(c.result.shift, 2)] for c in found]
+        heads = ["collection", "works", "never trained", "p-value", "average of p-values", "shift in deviations", "direction"]
+        lines = [[c.name, c.result.suspects, c.result.others, _p(c.result.p_value), _p(c.result.average), *_places(c.result)] for c in found]
         tables.append(Table(title=f"Was the collection used? {settings['divisions']} random halves", columns=heads, rows=lines))
     if len(members):
         steps = [[t, *_shown(area(evidence.scores["timesteps"][:, k], members, never))] for k, t in enumerate(settings["timesteps"])]
@@ -139,8 +140,8 @@ def witness(works: Works, evidence: Evidence, settings: dict[str, Any], ruled: b
         command="audit",
         method="membership",
         question="Which works was the model trained on, by how it denoises them?",
-        given=settings,
-        resolved=settings | {"rate": round(rate, 6)},
+        given=plain,
+        resolved=plain | {"rate": round(rate, 6)},
         metrics=metrics,
         findings=findings(evidence, metrics, found, settings, rate, ruled),
         shows_not=SHOWS_NOT,
@@ -219,14 +220,17 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
         )
         called = by[f"{best}.tpr"]
         checked = by.get(f"{best}.false_positives")
-        held = f", and {_of(checked)} of the holdout works, which set no threshold" if checked else "; there are no holdout works to check it on"
-        said.append(f"At a threshold for false-positive rate {rate:.1%}, set on calibration works, {NAMES[best]} calls {_of(called)} members{held}.")
+        held = f"; of holdout works, which set no threshold, {_of(checked)}" if checked else "; there are no holdout works to check it on"
+        said.append(
+            f"By the threshold for a false-positive rate of {rate:.1%}, from calibration works, it calls {_of(called)} members trained{held}."
+        )
     doses = sorted({group.dose for group in evidence.groups if group.arm == "one" and group.dose})
     if doses:
-        top = max(NAMES, key=lambda name: by[f"{name}.auc.k{doses[-1]}"].value or 0.0)
+        top = max(NAMES, key=lambda name: by[f"{name}.auc.k{doses[0]}"].value or 0.0)
+        control = "canaries withheld" if len(evidence.rows("canary", arm="one", dose=0)) else "works never trained"
         for name in dict.fromkeys(("loss", top)):
             steps = ", ".join(f"{by[f'{name}.auc.k{dose}'].value:.2f} at k = {dose}" for dose in doses)
-            said.append(f"Canaries by copies, {NAMES[name]}: AUC {steps}.")
+            said.append(f"Canaries by copies, {NAMES[name]}: AUC {steps}, against {control}.")
     if evidence.blind:
         low, high = evidence.blind.chance
         said.append(
@@ -237,18 +241,20 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
     pairs = [(name, f"another.{name}") for name in ("clid", "calibrated_loss", "loss") if f"another.{name}.auc" in by]
     if pairs:
         steps = "; ".join(f"{NAMES[name]} {by[f'{name}.auc'].value:.3f}, then {by[f'{other}.auc'].value:.3f}" for name, other in pairs)
-        said.append(f"AUC under a work's own caption, then under another's: {steps}.")
+        need = max(by[f"{other}.auc"].value or 0.0 for _, other in pairs) < 0.6
+        means = "They need the pair of picture and caption." if need else "What stays high recognises the picture or the caption alone."
+        said.append(f"AUC under a work's own caption, then under another's: {steps}. {means}")
     for name, result in found:
         if name.startswith(("all", "control")):
-            verdict = "evidence that it was trained" if result.p_value < LEVEL else "no evidence that it was trained"
+            verdict = "evidence that it was trained" if trained(result) else "no evidence that it was trained"
             kind = "Collection" if name.startswith("all") else "Collection as a control"
             said.append(f"{kind}, {name.removeprefix('control: ')}: p = {_p(result.p_value)}, {verdict} at {LEVEL:.0%}.")
     apart = [c for c in found if not c.name.startswith(("all", "control"))]
     if apart:
-        sure = [c.name for c in apart if c.result.p_value * len(apart) < LEVEL]
+        sure = [c.name for c in apart if trained(c.result, len(apart))]
         said.append(
-            f"Of {len(apart)} styles and creators with {SMALLEST} works of either kind, {len(sure)} give evidence at {LEVEL:.0%}, "
-            f"p-values multiplied by {len(apart)}" + (f": {', '.join(sure)}." if sure else ".")
+            f"Styles and creators with {SMALLEST} works of either kind: {len(sure)} of {len(apart)} give evidence at {LEVEL:.0%}, p-values times "
+            f"{len(apart)}" + (f": {', '.join(sure)}." if sure else ".")
         )
     calibration = len(evidence.rows("calibration"))
     if rate > settings["false_positive_rate"]:
@@ -259,6 +265,15 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
     if ruled:
         said.append("The model carries a rule of guidance, which acts on sampling; single predictions, and so these scores, do not see it.")
     return said
+
+
+def trained(result: Inference, tests: int = 1) -> bool:
+    """Say whether a collection's scores are evidence that it was trained: they differ, and in the direction of members."""
+    return result.p_value * tests < LEVEL and result.direction > 0
+
+
+def _places(result: Inference) -> list[float]:
+    return [round(result.shift, 2), round(result.direction, 2)]
 
 
 def _metric(name: str, value: tuple[float, float, float], n: int, chance: float) -> Metric:
