@@ -52,8 +52,9 @@ def test_audit_of_a_tiny_pipeline(kind, works):
     assert Record.model_validate_json(made.record.dump()) == made.record
     assert made.record.passes == cost(works, QUICK)["passes"]
     names = {metric.name for metric in made.record.metrics}
-    wanted = {f"{name}.{what}" for name in (*NAMES, *CONTROLS) for what in ("auc", "tpr", "false_positives")}
-    assert wanted | {f"{name}.auc.k16" for name in NAMES} == names
+    scores = [name for name in NAMES if name != "quantile"]  # six calibration works are too few for that
+    wanted = {f"{name}.{what}" for name in (*scores, *CONTROLS) for what in ("auc", "tpr", "false_positives")}
+    assert wanted | {f"{name}.auc.k16" for name in scores} == names
     assert all(0 <= metric.low <= metric.value <= metric.high <= 1 for metric in made.record.metrics)
     assert len(made.record.dump()) < 100_000
 
@@ -86,7 +87,7 @@ def test_a_model_that_memorised_its_works_gives_them_away(works):
     groups = choose(works, QUICK, 0)
     rows = [row for group in groups if group.dose for row in group.works]
     record = audit(Memoriser(tiny().pipeline, "memoriser").learn(works, rows), works, QUICK, judge=None, seed=0).record
-    area = {name: record.metric(f"{name}.auc").value for name in (*NAMES, *CONTROLS)}
+    area = {name: record.metric(f"{name}.auc").value for name in (*NAMES, *CONTROLS) if name != "quantile"}
     assert {name: value for name, value in area.items() if name in NAMES and value != 1} == {"calibrated_loss": area["calibrated_loss"]}
     assert area["calibrated_loss"] > 0.9
     # Under another member's caption another work comes out, worse than the nearest of all that works never trained get.

@@ -1,8 +1,8 @@
-"""Scores works as trained or not by how a model denoises them: eight scores from one tape of passes, a threshold, and a test of whole collections.
+"""Scores works as trained or not by how a model denoises them: nine scores from one tape of passes, a threshold, and a test of whole collections.
 
 The scores are those of `loss.py` (Carlini et al. 2023; calibrated after Watson et al. 2022), `secmi.py` (Duan et al. 2023), `pia.py` (Kong et al.
-2024), `sima.py` (Rao et al. 2025) and `clid.py` (Zhai et al. 2024); `tape.py` makes the passes that all of them are computed from, and
-`dataset_inference.py` (Dubinski et al. 2025) tests collections on all scores at once.
+2024), `sima.py` (Rao et al. 2025), `clid.py` (Zhai et al. 2024) and, where there are 20 calibration works, `quantile.py` (Tang et al. 2024).
+`tape.py` makes the passes that all of them are computed from; `dataset_inference.py` (Dubinski et al. 2025) tests collections on all scores at once.
 
 Members, canaries by copies and arm apart, are compared with calibration and holdout works, which the model never saw; splits follow near-duplicates.
 Thresholds are set on calibration works and the rates they keep are measured on holdout works. Two controls tell what is no memory of the pair of
@@ -29,7 +29,7 @@ from assay.errors import Misconfigured
 from assay.evaluation.blind import Blind, baseline, kernel, words
 from assay.evaluation.features import fixed_features
 from assay.judge import JudgeLike
-from assay.memorization import clid, loss, pia, secmi, sima
+from assay.memorization import clid, loss, pia, quantile, secmi, sima
 from assay.memorization.nearest import Audit, choose
 from assay.memorization.tape import CAPTION, Passes, Tape, play
 from assay.memorization.tape import check as check_passes
@@ -41,6 +41,7 @@ from assay.works import Works
 
 OTHER = "another"
 """Name of the wording that is another work's caption."""
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Settings:
     """Timesteps a step of SecMI; divides `inverted`."""
     false_positive_rate: float = 0.01
     """Probability that a work the model never saw is called a member."""
+    quantile: float = 0.9
+    """Level of quantile regression."""
+    bags: int = 32
+    """Regressors of quantile regression."""
     members: int = 400
     """Ordinary members to score, at most."""
     calibration: int = 400
@@ -112,12 +117,12 @@ def check(settings: Settings) -> None:
     Raises:
         Misconfigured: one is.
     """
-    if min(settings.reductions, settings.divisions, settings.batch, settings.shard) < 1:
-        raise Misconfigured("`reductions`, `divisions`, `batch` and `shard` must be at least 1.", "Use a preset.")
+    if min(settings.reductions, settings.divisions, settings.bags, settings.batch, settings.shard) < 1:
+        raise Misconfigured("`reductions`, `divisions`, `bags`, `batch` and `shard` must be at least 1.", "Use a preset.")
     if min(settings.members, settings.calibration, settings.holdout) < 1:
         raise Misconfigured("`members`, `calibration` and `holdout` must be at least 1.", "Use a preset.")
-    if not 0 < settings.false_positive_rate < 1 or not 0 <= settings.alpha <= 1 or settings.power < 1:
-        raise Misconfigured("`false_positive_rate` and `alpha` lie between 0 and 1, and `power` is at least 1.", "Use a preset.")
+    if not (0 < settings.false_positive_rate < 1 and 0 <= settings.alpha <= 1 and 0 < settings.quantile < 1 and settings.power >= 1):
+        raise Misconfigured("`false_positive_rate`, `alpha` and `quantile` lie between 0 and 1, and `power` is at least 1.", "Use a preset.")
     check_passes(passes(settings))
 
 
@@ -209,13 +214,17 @@ def audit(
     asked = [index for group in groups for index in group.works]
     captions, ids = [works.column("captions")[index][0] for index in asked], [works.column("id")[index] for index in asked]
     prompts = wordings(captions, groups, ids, settings.reductions, seed)
-    options: dict[str, Any] = {"seed": seed, "batch": settings.batch, "shard": settings.shard, "folder": folder, "progress": progress}
-    parts = [scored(tape, settings) for tape in play(denoiser, works, asked, prompts, passes(settings), **options)]
+    ways: dict[str, Any] = {"seed": seed, "batch": settings.batch, "shard": settings.shard, "folder": folder, "progress": progress}
+    parts = [scored(tape, settings) for tape in play(denoiser, works, asked, prompts, passes(settings), **ways)]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     first = np.arange(len(asked)) < len(groups[0].works)  # calibration works
     for name, of in (("clid", "loss"), ("another.clid", "another.loss")):
         scores[name] = clid.combined(scores[name], scores[of], first, settings.alpha)
-    evidence = Evidence(groups, asked, scores, blind(works, asked, groups, captions, seed))
+    alike = likeness(works.take(asked), captions)
+    if first.sum() >= quantile.LEAST:
+        options = {"seed": seed, "level": settings.quantile, "bags": settings.bags}
+        scores["quantile"] = quantile.margins(-np.log(TINY - scores["secmi"]), quantile.components(alike), first, **options)
+    evidence = Evidence(groups, asked, scores, blind(alike, groups, seed))
     record = witness(works, evidence, asdict(settings), bool(denoiser.rules), seed)
     return Audit(
         record.model_copy(
@@ -231,12 +240,16 @@ def audit(
     )
 
 
-def blind(works: Works, asked: list[int], groups: list[Group], captions: list[str], seed: int) -> Blind | None:
-    """Tell ordinary members from works never trained by pixels and captions alone; None where there are too few."""
+def likeness(works: Works, captions: list[str]) -> np.ndarray:
+    """Return how alike works are in pixels and words, with no model asked: a kernel, float64, (n, n)."""
+    pixels = torch.from_numpy(works.pixels(64)).permute(0, 3, 1, 2) / 255
+    return (kernel(fixed_features(pixels)) + kernel(words(captions))) / 2
+
+
+def blind(alike: np.ndarray, groups: list[Group], seed: int) -> Blind | None:
+    """Tell ordinary members from works never trained by likeness alone; None where there are too few."""
     sides = np.repeat([{"members": 1, "calibration": 0, "holdout": 0}.get(group.kind, -1) for group in groups], [len(g.works) for g in groups])
     rows = np.flatnonzero(sides >= 0)
     if min((sides[rows] == side).sum() for side in (0, 1)) < 2:
         return None
-    pixels = works.take([asked[row] for row in rows]).pixels(64)
-    seen = kernel(fixed_features(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255))
-    return baseline((seen + kernel(words([captions[row] for row in rows]))) / 2, sides[rows] == 1, seed=seed)
+    return baseline(alike[np.ix_(rows, rows)], sides[rows] == 1, seed=seed)

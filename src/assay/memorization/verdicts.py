@@ -24,8 +24,9 @@ NAMES = {
     "sima": "SimA",
     "sima_mc": "SimA-MC",
     "clid": "CLiD",
+    "quantile": "SecMI over its predicted quantile",
 }
-"""Scores: as metrics name them -> as people do."""
+"""Scores: as metrics name them -> as people do; the last only where there are calibration works enough."""
 CONTROLS = {
     "another.loss": "control: loss under another work's caption",
     "another.calibrated_loss": "control: calibrated loss under another work's caption",
@@ -58,6 +59,11 @@ class Evidence(NamedTuple):
     """Name -> (works,), higher for members; `timesteps` is the loss at each: (works, timesteps)."""
     blind: Blind | None
     """The baseline without a model."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The scores that were computed, as in `NAMES`."""
+        return {name: words for name, words in NAMES.items() if name in self.scores}
 
     def rows(self, *kinds: str, arm: str | None = None, dose: int | None = None) -> np.ndarray:
         """Return the places of the works of some kinds, and of one arm and dose of canaries."""
@@ -101,7 +107,7 @@ def witness(works: Works, evidence: Evidence, settings: dict[str, Any], ruled: b
     rate = max(settings["false_positive_rate"], 1 / (len(calibration) + 1))
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     metrics, rows = [], []
-    for name, words in (NAMES | CONTROLS).items():
+    for name, words in (evidence.names | CONTROLS).items():
         scores = evidence.scores[name]
         line: list[Any] = [words]
         if len(members):
@@ -156,7 +162,7 @@ def canaries(evidence: Evidence, never: np.ndarray) -> tuple[list[Metric], Table
     against = control if len(control) else never
     shown = [group for group in evidence.groups if group.kind == "canary" and group.dose]
     metrics, rows, lines = [], [], {}
-    for name, words in NAMES.items():
+    for name, words in evidence.names.items():
         line: list[Any] = [words]
         for group in shown:
             value, low, high = area(evidence.scores[name], evidence.rows("canary", arm=group.arm, dose=group.dose), against)
@@ -178,7 +184,7 @@ def roc(evidence: Evidence, members: np.ndarray, never: np.ndarray) -> Curve:
     """Draw true- against false-positive rates of ordinary members, the latter on a logarithmic scale from one work upwards."""
     both = np.concatenate([members, never])
     lines = {}
-    for name, words in NAMES.items():
+    for name, words in evidence.names.items():
         false, true = Roc(evidence.scores[name][both], np.arange(len(both)) < len(members)).curve()
         last = np.append(np.diff(false) > 0, True) & (false > 0)  # the best true-positive rate at every false-positive rate
         lines[words] = [(round(float(x), 5), round(float(y), 5), None, None) for x, y in zip(false[last], true[last])]
@@ -189,8 +195,7 @@ def roc(evidence: Evidence, members: np.ndarray, never: np.ndarray) -> Curve:
 
 def collections(works: Works, evidence: Evidence, divisions: int, seed: int) -> list[Collection]:
     """Test all ordinary members, those of every style and creator with enough works, and, as a control, holdout against calibration works."""
-    names = list(NAMES)
-    table = np.column_stack([*(evidence.scores[name] for name in names), evidence.scores["timesteps"]])
+    table = np.column_stack([*(evidence.scores[name] for name in evidence.names), evidence.scores["timesteps"]])
     members, calibration, holdout = (evidence.rows(kind) for kind in ("members", "calibration", "holdout"))
     never = np.concatenate([calibration, holdout])
     sides = [("all ordinary members", members, never), ("control: holdout against calibration works", holdout, calibration)]
@@ -210,7 +215,7 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
     """Say in words what was found: ordinary members, canaries, controls, collections, and what was not reported."""
     by = {metric.name: metric for metric in metrics}
     said = []
-    areas = {name: by[f"{name}.auc"].value or 0.0 for name in NAMES if f"{name}.auc" in by}
+    areas = {name: by[f"{name}.auc"].value or 0.0 for name in evidence.names if f"{name}.auc" in by}
     if areas:
         best, worst = max(areas, key=areas.__getitem__), min(areas, key=areas.__getitem__)
         metric = by[f"{best}.auc"]
@@ -226,7 +231,7 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
         )
     doses = sorted({group.dose for group in evidence.groups if group.arm == "one" and group.dose})
     if doses:
-        top = max(NAMES, key=lambda name: by[f"{name}.auc.k{doses[0]}"].value or 0.0)
+        top = max(evidence.names, key=lambda name: by[f"{name}.auc.k{doses[0]}"].value or 0.0)
         control = "canaries withheld" if len(evidence.rows("canary", arm="one", dose=0)) else "works never trained"
         for name in dict.fromkeys(("loss", top)):
             steps = ", ".join(f"{by[f'{name}.auc.k{dose}'].value:.2f} at k = {dose}" for dose in doses)
