@@ -9,8 +9,10 @@ every wording) and C the reduced captions, the empty one among them:
 
 S subtracts the median and divides by the interquartile range. Paper: four reduced captions cut short by words, three draws, fifteen queries,
 alpha = 0.9. Written from the paper. Different: S is fitted on calibration works, which are known not to be members, where the authors' is fitted on
-shadow data of both kinds. Not done: CLiD_vec, trees on the vector of differences. Known failure: a model that overfits captions rather than pairs
-scores high on anything it has a caption for; the control is the work under another's caption. Higher for members.
+shadow data of both kinds. Not done: CLiD_vec, trees on the vector of differences. Known failures: a model that overfits captions rather than pairs
+scores high on anything it has a caption for; the control is the work under another's caption. A caption cut short may name another thing ("snowman
+without snow"). And a work memorised so well that it comes out without its caption has little left to gain: D falls again with many copies, where the
+ratio of `loss.calibrated` does not. Higher for members.
 """
 
 from __future__ import annotations

@@ -212,7 +212,8 @@ def audit(
     start, before = time.monotonic(), denoiser.passes
     groups = choose(works, settings, seed)
     asked = [index for group in groups for index in group.works]
-    captions, ids = [works.column("captions")[index][0] for index in asked], [works.column("id")[index] for index in asked]
+    texts, names = works.column("captions"), works.column("id")
+    captions, ids = [texts[index][0] for index in asked], [names[index] for index in asked]
     prompts = wordings(captions, groups, ids, settings.reductions, seed)
     ways: dict[str, Any] = {"seed": seed, "batch": settings.batch, "shard": settings.shard, "folder": folder, "progress": progress}
     parts = [scored(tape, settings) for tape in play(denoiser, works, asked, prompts, passes(settings), **ways)]

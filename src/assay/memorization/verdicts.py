@@ -44,7 +44,9 @@ SHOWS_NOT = [
     "A score that stays high under another work's caption recognises the picture or the caption alone; one that falls to chance needs the pair.",
     "A true-positive rate's interval counts members only; the threshold rests on calibration works, and its rate on holdout works stands beside it.",
     "Collections are tested against works of the same split by cluster; an owner outside must bring works that surely were never published.",
-    "Rates hold for this model and these works, trained for many epochs; published attacks on large models, which see a work once, reach far less.",
+    "Intervals take works for independent of one another; near-duplicates on one side make them somewhat too narrow.",
+    "Areas hold for this model and these works; a model trained for fewer passes over more works gives its members away less.",
+    "A score may fall again with more copies: what comes out of the model without its caption gains nothing by it, which lowers CLiD.",
 ]
 
 
@@ -201,7 +203,8 @@ def collections(works: Works, evidence: Evidence, divisions: int, seed: int) -> 
     sides = [("all ordinary members", members, never), ("control: holdout against calibration works", holdout, calibration)]
     seen: set[bytes] = set()
     for column in ("style", "creator"):
-        of = np.array([works.column(column)[row] or "" for row in evidence.asked])
+        values = works.column(column)
+        of = np.array([values[row] or "" for row in evidence.asked])
         for value in sorted(set(of[members]) - {""}):
             mine, theirs = members[of[members] == value], never[of[never] == value]
             if min(len(mine), len(theirs)) >= SMALLEST and mine.tobytes() not in seen:
