@@ -135,8 +135,7 @@ def witness(works: Works, evidence: Evidence, settings: dict[str, Any], ruled: b
     found = collections(works, evidence, settings["divisions"], seed)
     if found:
         metrics += [
-            Metric(name=f"collection.{_slug(name)}.p_value", value=result.p_value, n=result.suspects + result.others, chance=LEVEL)
-            for name, result in found
+            Metric(name=f"collection.{_slug(name)}.p_value", value=result.p_value, n=result.suspects + result.others) for name, result in found
         ]
         heads = ["collection", "works", "never trained", "p-value", "average of p-values", "shift in deviations", "direction"]
         lines = [[c.name, c.result.suspects, c.result.others, _p(c.result.p_value), _p(c.result.average), *_places(c.result)] for c in found]
