@@ -1,5 +1,7 @@
 """Expected values: the exact predictions of Gaussian data (conftest), in float64; passes counted by the denoiser."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ def wordings(works, rows):
 
 
 def same(one: Tape, other: Tape) -> bool:
-    names = ("clean", "noise", "first", "proximal", "proximal_normalised", "unnoised", "inverted", "returned")
+    names = ("clean", "noise", "first", "proximal", "proximal_normalised", "unnoised", "inverted", "returned", "gradient")
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names) and all(
         torch.equal(one.noised[name], tensor) for name, tensor in other.noised.items()
     )
@@ -73,17 +75,18 @@ def test_a_work_s_tape_depends_neither_on_its_shard_nor_on_its_neighbours(sd, wo
 def test_a_killed_tape_goes_on_and_another_model_takes_no_shard(works, tmp_path):
     denoiser, rows = tiny(), [1, 2, 3, 4]
     options = {"seed": 0, "shard": 2, "folder": tmp_path}
-    first = next(play(denoiser, works, rows, wordings(works, rows), SHORT, **options))
+    short = dataclasses.replace(SHORT, gradient=True)
+    first = next(play(denoiser, works, rows, wordings(works, rows), short, **options))
     assert len(list(tmp_path.iterdir())) == 1
     middle = denoiser.passes
-    tapes = list(play(denoiser, works, rows, wordings(works, rows), SHORT, **options))
+    tapes = list(play(denoiser, works, rows, wordings(works, rows), short, **options))
     assert denoiser.passes - middle == middle  # the second shard alone
     assert same(tapes[0], first)
     done = denoiser.passes
-    again = list(play(denoiser, works, rows, wordings(works, rows), SHORT, **options))
+    again = list(play(denoiser, works, rows, wordings(works, rows), short, **options))
     assert denoiser.passes == done
     assert all(same(one, other) for one, other in zip(again, tapes, strict=True))
-    next(play(tiny(seed=1), works, rows, wordings(works, rows), SHORT, **options))
+    next(play(tiny(seed=1), works, rows, wordings(works, rows), short, **options))
     assert len(list(tmp_path.iterdir())) == 3
 
 

@@ -1,7 +1,8 @@
-"""Scores works as trained or not by how a model denoises them: nine scores from one tape of passes, a threshold, and a test of whole collections.
+"""Scores works as trained or not by how a model denoises them: ten scores from one tape of passes, a threshold, and a test of whole collections.
 
 The scores are those of `loss.py` (Carlini et al. 2023; calibrated after Watson et al. 2022), `secmi.py` (Duan et al. 2023), `pia.py` (Kong et al.
-2024), `sima.py` (Rao et al. 2025), `clid.py` (Zhai et al. 2024) and, where there are 20 calibration works, `quantile.py` (Tang et al. 2024).
+2024), `sima.py` (Rao et al. 2025), `clid.py` (Zhai et al. 2024), `gsa.py` (Pang et al. 2025) and, from 20 calibration works, `quantile.py` (Tang
+et al. 2024).
 `tape.py` makes the passes that all of them are computed from; `dataset_inference.py` (Dubinski et al. 2025) tests collections on all scores at once.
 
 Members, canaries by copies and arm apart, are compared with calibration and holdout works, which the model never saw; splits follow near-duplicates.
@@ -9,8 +10,8 @@ Thresholds are set on calibration works and the rates they keep are measured on 
 picture and caption: a blind baseline, which asks no model, and scores under another work's caption.
 
 Different from the papers: timesteps are fixed beforehand, never chosen on the works that are judged; calibration works, not shadow models, set scales
-and thresholds. Cost: see `tape.Passes.each`; 24 passes a work in the small preset. Known failure: members and non-members that differ in kind score
-apart without any memory, which the blind baseline shows but cannot mend.
+and thresholds. Cost: see `tape.Passes`; 24 passes a work in the small preset, and 3 with gradients. Known failure: members and non-members that
+differ in kind score apart without any memory, which the blind baseline shows but cannot mend.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from assay.errors import Misconfigured
 from assay.evaluation.blind import Blind, baseline, kernel, words
 from assay.evaluation.features import fixed_features
 from assay.judge import JudgeLike
-from assay.memorization import clid, loss, pia, quantile, secmi, sima
+from assay.memorization import clid, gsa, loss, pia, quantile, secmi, sima
 from assay.memorization.nearest import Audit, choose
 from assay.memorization.tape import CAPTION, Passes, Tape, play
 from assay.memorization.tape import check as check_passes
@@ -54,6 +55,8 @@ class Settings:
     """Noises at each of those."""
     reductions: int = 4
     """Captions cut short for CLiD, the empty one among them."""
+    gradient: bool = True
+    """Whether GSA's gradients are taken: a backward pass for each noised prediction under the caption."""
     alpha: float = 0.9
     """Weight of the discrepancy in CLiD; the rest is the loss's."""
     proximal: int = 500
@@ -106,7 +109,7 @@ PROBE: dict[str, Any] = {
     "draws": 1,
     "reductions": 2,
     "interval": 50,
-    "members": 8,
+    "members": 4,
     "divisions": 4,
 }
 
@@ -128,13 +131,13 @@ def check(settings: Settings) -> None:
 
 def passes(settings: Settings) -> Passes:
     """Return what the tape holds."""
-    return Passes(settings.timesteps, settings.draws, settings.proximal, settings.unnoised, settings.inverted, settings.interval)
+    return Passes(settings.timesteps, settings.draws, settings.proximal, settings.unnoised, settings.inverted, settings.interval, settings.gradient)
 
 
 def cost(works: Works, settings: Settings) -> dict[str, int]:
     """Return the passes that an audit takes, and the images it encodes."""
-    asked = sum(len(group.works) for group in choose(works, settings, 0))
-    return {"passes": asked * passes(settings).each(settings.reductions + 2), "images": asked}
+    asked, each = sum(len(group.works) for group in choose(works, settings, 0)), passes(settings)
+    return {"passes": asked * each.each(settings.reductions + 2), "training_passes": asked * each.backward, "images": asked}
 
 
 def wordings(captions: list[str], groups: list[Group], ids: list[str], reductions: int, seed: int) -> dict[str, list[str]]:
@@ -164,7 +167,8 @@ def wordings(captions: list[str], groups: list[Group], ids: list[str], reduction
 def scored(tape: Tape, settings: Settings) -> dict[str, np.ndarray]:
     """Return every score that one work's predictions give: name -> (n,) or (n, timesteps), higher for members."""
     pieces = clid.names(settings.reductions)
-    return {
+    found = {} if tape.gradient is None else {"gsa": gsa.norm(tape)}
+    return found | {
         "loss": loss.plain(tape),
         "calibrated_loss": loss.calibrated(tape),
         "secmi": secmi.stat(tape),

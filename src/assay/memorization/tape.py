@@ -8,10 +8,12 @@ work:
 - first: e(x_0, 0, caption), without noise: the first step of SecMI and the start of PIA;
 - proximal: e(a_t x_0 + s_t first, t, caption), and the same with `first` brought to the size of true noise (PIA, PIAN);
 - unnoised: e(x_0, t, caption) at a later timestep (SimA);
+- gradient: norm of the gradient of the mean squared error of the noised predictions under the caption, where it is asked for (GSA);
 - inverted, returned: x_0 carried up to a timestep by deterministic steps, and once further up and back (SecMI).
 
-Wordings x timesteps x draws + 4 + inverted / interval + 1 passes a work. Latents are encoded once, wordings once, and rows of all works of a
-shard fill every batch. A shard of works is written as one file, so that a killed audit goes on, and held in memory one at a time.
+Wordings x timesteps x draws + 4 + inverted / interval + 1 passes a work, and timesteps x draws with gradients. Latents are encoded once, wordings
+once, and rows of all works of a shard fill every batch. A shard of works is written as one file, so that a killed audit goes on, and held in memory
+one at a time.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from assay.works import Works
 
 CAPTION, EMPTY = "caption", "empty"
 """Names of the wordings that every tape has."""
+WEIGHTS = "cross_attention"
+"""Group of weights whose gradient is taken."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,16 @@ class Passes:
     """Timestep up to which SecMI inverts; a multiple of the interval."""
     interval: int
     """Timesteps a step of SecMI."""
+    gradient: bool = False
+    """Whether the gradient's norm is taken."""
+
+    @property
+    def backward(self) -> int:
+        """How many passes with gradients a work takes."""
+        return len(self.timesteps) * self.draws if self.gradient else 0
 
     def each(self, wordings: int) -> int:
-        """Return how many passes a work takes under so many wordings."""
+        """Return how many passes without gradients a work takes under so many wordings."""
         return wordings * len(self.timesteps) * self.draws + 4 + self.inverted // self.interval + 1
 
 
@@ -78,6 +89,8 @@ class Tape:
     """x_0 carried up: (n, c, h, w)."""
     returned: torch.Tensor
     """`inverted` carried one step further up and back: (n, c, h, w)."""
+    gradient: torch.Tensor | None = None
+    """Norm of the gradient, where it was taken: (n,)."""
 
     def errors(self, wording: str = CAPTION) -> torch.Tensor:
         """Return the mean squared error of the predicted noise, by timestep and draw: float64, (n, timesteps, draws)."""
@@ -189,6 +202,7 @@ def record(
     noised = {name: part.reshape(shape) for name, part in zip(wordings, found.chunk(len(wordings)), strict=True)}
 
     captions = list(wordings[CAPTION])
+    gradient = _gradients(denoiser, x_t, times, noise, captions, len(x_t) // len(clean)) if passes.gradient else None
     first = ask(clean, at(0), captions)
     later, up = passes.proximal, passes.inverted + passes.interval
     pair = torch.cat([denoiser.noised(clean, at(later), start) for start in (first, normalised(first))])
@@ -200,7 +214,7 @@ def record(
     above = carried(x, predicted, passes.inverted, up)
     returned = carried(above, ask(above, at(up), captions), up, passes.inverted)
     unnoised = ask(clean, at(passes.unnoised), captions)
-    return Tape(clean, noise.reshape(shape), noised, first, proximal, proximal_normalised, unnoised, x, returned)
+    return Tape(clean, noise.reshape(shape), noised, first, proximal, proximal_normalised, unnoised, x, returned, gradient)
 
 
 def normalised(noise: torch.Tensor) -> torch.Tensor:
@@ -208,8 +222,29 @@ def normalised(noise: torch.Tensor) -> torch.Tensor:
     return noise / noise.abs().mean((1, 2, 3), keepdim=True) * math.sqrt(2 / math.pi)
 
 
+def _gradients(denoiser: Denoiser, x_t: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, prompts: Sequence[str], each: int) -> torch.Tensor:
+    """Return the norm of the gradient of every work's mean error with respect to the cross-attention weights: (n,); `each` rows are a work's."""
+    weights = list(denoiser.group(WEIGHTS).values())
+    before = [weight.requires_grad for weight in weights]
+    found = []
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for place, prompt in enumerate(prompts):
+            rows = slice(place * each, (place + 1) * each)
+            with torch.enable_grad():
+                predicted = denoiser.predict(x_t[rows], t[rows], denoiser.conditioning([prompt]).expand(each))
+                gradients = torch.autograd.grad((predicted - noise[rows]).square().mean(), weights)
+            found.append(torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt())
+    finally:
+        for weight, was in zip(weights, before, strict=True):
+            weight.requires_grad_(was)
+    return torch.stack(found)
+
+
 def _packed(tape: Tape) -> dict[str, torch.Tensor]:
     plain = {field.name: getattr(tape, field.name) for field in fields(tape) if field.name != "noised"}
+    plain = {name: tensor for name, tensor in plain.items() if tensor is not None}
     named = plain | {f"noised.{name}": tensor for name, tensor in tape.noised.items()}
     return {name: tensor.cpu().contiguous().clone() for name, tensor in named.items()}
 

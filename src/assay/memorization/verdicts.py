@@ -24,9 +24,10 @@ NAMES = {
     "sima": "SimA",
     "sima_mc": "SimA-MC",
     "clid": "CLiD",
+    "gsa": "GSA, gradient norm",
     "quantile": "SecMI over its predicted quantile",
 }
-"""Scores: as metrics name them -> as people do; the last only where there are calibration works enough."""
+"""Scores: as metrics name them -> as people do; the last two only where gradients were taken and calibration works suffice."""
 CONTROLS = {
     "another.loss": "control: loss under another work's caption",
     "another.calibrated_loss": "control: calibrated loss under another work's caption",
