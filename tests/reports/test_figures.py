@@ -37,6 +37,15 @@ def test_text_stays_text():
     assert {"k", "share", "one", "two", "0", "4", "64"} <= set(texts)
 
 
+@pytest.mark.parametrize(("scale", "expected"), [("log", {"0.02", "0.05", "0.1", "0.2", "0.5", "1"}), ("symlog", {"0.1", "1"})])
+def test_many_places_on_a_logarithmic_scale_have_plain_numbers(scale, expected):
+    # Ticks between the ends of 0.02 to 1: at 1, 2 and 5 times powers of ten; and no TeX, which would be shown as it is written.
+    points = [(0.02 * 50 ** (step / 19), step / 19, None, None) for step in range(20)]
+    svg = draw(curve({"one": points}, scale))
+    assert expected <= {element.text for element in ElementTree.fromstring(svg).iter(f"{NAMESPACE}text")}
+    assert "$" not in svg
+
+
 def test_ids_are_prefixed_and_every_reference_is_met():
     # Two drawings on one page may not share an id.
     first, second = (draw(curve(TWO), name) for name in ("figure-1", "figure-2"))

@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from assay.errors import Misconfigured
+from assay.evaluation.intervals import Interval
 
 Variance = Literal["global", "work"]
 
@@ -60,6 +62,41 @@ class Roc:
         """Return the largest true-positive rate of a threshold whose false-positive rate is at most the one given; nothing is interpolated."""
         false, true = self.curve(weights)
         return float(true[np.searchsorted(false, false_positive_rate + 1e-12, side="right") - 1])
+
+
+def auc_interval(auc: float, members: int, others: int, level: float = 0.95) -> Interval:
+    """Return the score interval of an area under the curve (Newcombe 2006, Stat. Med. 25:559, method 5).
+
+    It holds every area A that lies within z deviations of the one seen, with the variance that exponential scores would have at A (Hanley and McNeil
+    1982), both counts in it replaced by their mean:
+
+        A (1 - A) (1 + N (1 - A) / (2 - A) + N A / (1 + A)) / (m n),   N = (m + n) / 2 - 1.
+
+    Unlike a bootstrap it keeps its width where members and others do not overlap at all.
+
+    Args:
+        auc: the area seen.
+        members: how many there were.
+        others: how many non-members.
+        level: of the interval.
+
+    Raises:
+        Misconfigured: there is nothing to compare.
+    """
+    if members < 1 or others < 1 or not 0 <= auc <= 1:
+        raise Misconfigured(f"{members} members and {others} others have no area of {auc}.", "Score at least one of each.")
+    z, more = float(ndtri((1 + level) / 2)), (members + others) / 2 - 1
+
+    def excess(area: float) -> float:
+        spread = area * (1 - area) * (1 + more * (1 - area) / (2 - area) + more * area / (1 + area)) / (members * others)
+        return (auc - area) ** 2 - z * z * spread
+
+    inside = min(max(auc, 1e-9), 1 - 1e-9)  # at 0 and 1 the variance is nothing, and the area seen would be its own end
+
+    def end(limit: float) -> float:
+        return limit if auc == limit else float(brentq(excess, *sorted((inside, limit)), xtol=1e-12))  # pyright: ignore[reportArgumentType]
+
+    return end(0.0), end(1.0)
 
 
 def gaussian_auc(distance: float) -> float:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from assay.record import Curve
 from assay.reports import digits
@@ -106,6 +106,11 @@ def _scales(axes: Axes, curve: Curve) -> None:
         axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_major_formatter(FixedFormatter([digits.number(x) for x in places]))
         axes.xaxis.set_minor_locator(NullLocator())
+    elif curve.x_scale != "linear":  # the formatters that come with these scales write TeX, which is not parsed here
+        if curve.x_scale == "log":
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: digits.number(x)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     heights = [v for p in points for v in p[1:] if v is not None]
     if heights and min(heights) >= 0 and 0.3 <= max(heights) <= 1:
         axes.set_ylim(0, 1)

@@ -1,0 +1,27 @@
+"""The command around a method of auditing: one record, nothing left over, and the same call again costs nothing."""
+
+import json
+
+import assay
+from assay.memorization.membership import PROBE
+from assay.testing import tiny, tiny_works
+
+QUICK = PROBE | {"gradient": False}
+
+
+def test_a_membership_audit_leaves_a_record_and_no_tape(tmp_path):
+    works, denoiser = tiny_works(), tiny()
+    plan = assay.audit(denoiser, works, method="membership", settings=QUICK, dry_run=True).extra["plan"]
+    outcome = assay.audit(denoiser, works, method="membership", settings=QUICK, out=tmp_path)
+    assert outcome.record is not None
+    assert outcome.record.passes == plan["passes"]
+    assert outcome.record.method == "membership"
+    assert set(outcome.record.digests) == {"model", "works"}  # the judge is not asked, so it is no part of the evidence
+    assert not list(tmp_path.rglob("*.safetensors"))
+    body = json.loads(outcome.to_json())
+    assert {metric["name"] for metric in body["metrics"]} >= {"loss.auc", "clid.tpr", "another.clid.auc"}
+    before = denoiser.passes
+    again = assay.audit(denoiser, works, method="membership", settings=QUICK, out=tmp_path)
+    assert denoiser.passes == before
+    assert again.record is not None
+    assert again.record.findings == outcome.record.findings
