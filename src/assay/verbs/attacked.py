@@ -59,7 +59,7 @@ def successes(judge: JudgeLike, concept: Concept, shown: Sequence[tuple[np.ndarr
         `attacked`: the attack by itself. `total`: plain prompt or attack.
     """
     known = shown[1][0]
-    base, pre, after = shown[0][1][known], shown[1][1][known], attempted(shown[2][1], attempts).any(1)[known]
+    base, pre, after = shown[0][1][known], shown[1][1][known], np.asarray(attempted(shown[2][1], attempts).any(1))[known]
     one = judge.chance("style") if concept.kind == "style" else min(1.0, len(family_of(concept)) * judge.chance("title"))
     several, signature = 1 - (1 - one) ** attempts, f"{judge.name} {judge.digest[:12]}"
     sets = {
@@ -98,6 +98,12 @@ def findings(method: str, concept: Concept, metrics: Sequence[Metric], found: At
     if "loss.before" in value and "loss.after" in value:
         losses = f"{value['loss.before'].value or 0:.4f} to {value['loss.after'].value or 0:.4f}"
         said.append(f"The attack's loss on fixed noise went from {losses}, mean over {value['loss.after'].n} prompts.")
+    if "loss.base" in value:
+        said.append(
+            f"The works' denoising loss is {value['loss.base'].value or 0:.4f} under the model without patches and {value['loss.before'].value or 0:.4f} "
+            f"with them. Where the search brings the concept back, it was hidden; where it does not, {sum(len(c) for c in found.curves.values())} steps "
+            f"from {found.attempts} starts found no way to it."
+        )
     if found.early:
         said.append("The budget ended the search before its steps were done.")
     return said
