@@ -99,11 +99,10 @@ def findings(method: str, concept: Concept, metrics: Sequence[Metric], found: At
         losses = f"{value['loss.before'].value or 0:.4f} to {value['loss.after'].value or 0:.4f}"
         said.append(f"The attack's loss on fixed noise went from {losses}, mean over {value['loss.after'].n} prompts.")
     if "loss.base" in value:
-        said.append(
-            f"The works' denoising loss is {value['loss.base'].value or 0:.4f} under the model without patches and {value['loss.before'].value or 0:.4f} "
-            f"with them. Where the search brings the concept back, it was hidden; where it does not, {sum(len(c) for c in found.curves.values())} steps "
-            f"from {found.attempts} starts found no way to it."
-        )
+        with_it, without = value["loss.before"].value or 0, value["loss.base"].value or 0
+        said.append(f"Under their own prompts the works' denoising loss is {without:.4f} without patches and {with_it:.4f} with them.")
+        found_none = f"where not, {len(found.curves['loss'])} steps from {found.attempts} starts found no way to it"
+        said.append(f"Where this search brings the concept back, it was hidden; {found_none}.")
     if found.early:
         said.append("The budget ended the search before its steps were done.")
     return said
