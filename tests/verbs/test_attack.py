@@ -217,3 +217,12 @@ def test_the_centroid_judge_can_judge_an_attack():
     prompts = [Prompt(str(row), "", title=works[row]["title"], style=works[row]["style"]) for row in rows]
     known, hits = signs(judge, images[rows], prompts, CONCEPT)
     assert hits[known].mean() > 0.5
+
+
+def test_parts_share_the_budget(model, tmp_path, monkeypatch):
+    """Nine prompts lie in parts of eight and one: of 90 s they have 80 and 10, so that no prompt is left without."""
+    given = []
+    monkeypatch.setattr("assay.verbs.attack.Clock", lambda seconds=None: given.append(seconds))
+    options = QUICK | {"each": 9, "budget": 90.0, "image_steps": 1}
+    assay.attack(model, Concept("solid", "style"), method="seed_search", settings={"attempts": 1}, out=tmp_path / "out", **options)
+    assert given == [90.0, pytest.approx(80.0), pytest.approx(10.0)]

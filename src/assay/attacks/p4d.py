@@ -103,7 +103,7 @@ def attack(
     words = vocabulary(denoiser, target)
     laid = places(denoiser, target, settings)
     free = started(target, laid, words)
-    pool = asked(denoiser, target, settings.pool)
+    pool = asked(denoiser, target, settings.pool, clock)
     optimizer = torch.optim.AdamW(free, lr=settings.learning_rate, weight_decay=0.1)
     best, least, before = torch.empty(0), torch.empty(0), torch.empty(0)
     curve: list[float] = []
@@ -169,8 +169,8 @@ def nearest(free: Sequence[torch.Tensor], words: Vocabulary) -> torch.Tensor:
         return torch.as_tensor(far).argmin(-1).reshape(free[0].shape[:2])
 
 
-def asked(denoiser: Denoiser, target: Target, count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Ask the model as loaded about noised works under their prompts: (x_t, t, what is to be predicted), `count` times."""
+def asked(denoiser: Denoiser, target: Target, count: int, clock: Clock | None = None) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Ask the model as loaded about noised works under their prompts: (x_t, t, wanted), `count` times or until the clock is over."""
     drawn = []
     for index in range(count):
         t, noise = target.draw(denoiser, "p4d", index)
@@ -180,6 +180,8 @@ def asked(denoiser: Denoiser, target: Target, count: int) -> list[tuple[torch.Te
         told, empty = denoiser.conditioning(target.prompts), denoiser.conditioning([""]).expand(len(target))
         pool = []
         for x_t, t in drawn:
+            if pool and clock is not None and clock.over:
+                break
             wanted = denoiser.predict(x_t, t, told, denoiser.view)
             if guided:
                 away = denoiser.predict(x_t, t, empty, denoiser.view)

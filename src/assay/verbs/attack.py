@@ -143,7 +143,7 @@ def attack(
     with session.patched() as denoiser:
         before = kept(folder / "shards/before.safetensors", plain)
         target = target_for(denoiser, wanted, ground, seed, image_steps, guidance)
-        found = search(module, chosen, denoiser, target, session, folder, seed, Clock(budget))
+        found = search(module, chosen, denoiser, target, session, folder, seed, budget)
         after = kept(folder / "shards/after.safetensors", lambda: drawn(denoiser, found, target, ground.rows, seed, session))
     shown = [
         signs(judge, images, rows, wanted) for images, rows in ((base, ground.rows), (before, ground.rows), (after, repeated(ground.rows, found)))
@@ -228,8 +228,10 @@ def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, 
     )
 
 
-def search(module: Any, settings: Any, denoiser: Denoiser, target: Target, session: Session, folder: OutFolder, seed: int, clock: Clock) -> Attack:
-    """Run the attack, in parts where it attacks each prompt by itself; what an earlier run found is kept."""
+def search(
+    module: Any, settings: Any, denoiser: Denoiser, target: Target, session: Session, folder: OutFolder, seed: int, budget: float | None
+) -> Attack:
+    """Run the attack, in parts where it attacks each prompt by itself, each with its share of the budget; what an earlier run found is kept."""
     size = SHARD if module.EACH else len(target)
     parts = []
     for start in range(0, len(target), size):
@@ -238,6 +240,7 @@ def search(module: Any, settings: Any, denoiser: Denoiser, target: Target, sessi
         if part is None:
             bar = session.bar(f"attacking prompts {start + 1} to {min(start + size, len(target))} of {len(target)}")
             under = target.part(slice(start, start + size))
+            clock = Clock(None if budget is None else budget * len(under) / len(target))
             part = module.attack(denoiser, under, settings, seed=seed, clock=clock, progress=bar, folder=folder / "shards/training")
             part.save(file)
         parts.append(part)
