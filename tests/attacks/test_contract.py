@@ -68,27 +68,32 @@ def told(denoiser, found):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_deterministic_and_leaves_the_model(grounds, kind, method):
-    """Where each prompt is attacked by itself, the second alone gives what it gives beside the first; else the same attack gives the same."""
+    """Where each prompt is attacked by itself, the second alone gives what it gives beside the first; else the same attack gives the same.
+
+    That is asked of one pipeline; of the others, that the attack runs and leaves them as they were.
+    """
     denoiser, target = grounds[kind]
     module, settings = method
     before, gradients = digests(denoiser), [tensor.requires_grad for tensor in denoiser.weights().values()]
     whole = module.attack(denoiser, target, settings, seed=7)
-    again = module.attack(denoiser, target.part(slice(1, 2)) if module.EACH else target, settings, seed=7)
     assert digests(denoiser) == before
     assert [tensor.requires_grad for tensor in denoiser.weights().values()] == gradients
-    rows = slice(whole.attempts, None) if module.EACH else slice(None)
     assert len(whole.prompts) == len(target) * whole.attempts
+    assert all(math.isfinite(value) for line in whole.curves.values() for value in line)
+    assert all(len(values) == len(target) for values in whole.figures.values())
+    drawn = whole.sample(denoiser, list(range(len(whole.prompts))), target)
+    assert bool(drawn.isfinite().all())
+    assert digests(denoiser) == before
+    if kind != "sd-epsilon":
+        return
+    rows = slice(whole.attempts, None) if module.EACH else slice(None)
+    again = module.attack(denoiser, target.part(slice(1, 2)) if module.EACH else target, settings, seed=7)
     assert whole.prompts[rows] == again.prompts
     torch.testing.assert_close(told(denoiser, whole)[rows], told(denoiser, again), rtol=1e-3, atol=1e-4)
     if whole.start is not None:
         torch.testing.assert_close(whole.start[rows], again.start, rtol=1e-3, atol=1e-3)
     if whole.patch is not None:
         assert whole.patch.digest == again.patch.digest
-    assert all(math.isfinite(value) for line in whole.curves.values() for value in line)
-    assert all(len(values) == len(target) for values in whole.figures.values())
-    drawn = whole.sample(denoiser, list(range(len(whole.prompts))), target)
-    assert bool(drawn.isfinite().all())
-    assert digests(denoiser) == before
 
 
 def test_survives_saving(ground, method, tmp_path):
