@@ -3,10 +3,10 @@
 "To Generate or Not? Safety-Driven Unlearned Diffusion Models Are Still Easy To Generate Unsafe Images ... For Now" (UnlearnDiffAtk). Yimeng Zhang,
 Jinghan Jia, Xin Chen, Aochuan Chen, Yihua Zhang, Jiancheng Liu, Ke Ding, Sijia Liu. ECCV 2024, arXiv 2310.11868. Authors' code:
 github.com/OPTML-Group/Diffusion-MU-Attack, MIT. The search over tokens is that of "TextGrad" (Bairu Hou, Jinghan Jia, Yihua Zhang, Guanhua Zhang,
-Yang Zhang, Sijia Liu, Shiyu Chang. ICLR 2023, arXiv 2212.09254, Sec. 3). Written here from the papers' mathematics.
+Yang Zhang, Sijia Liu, Shiyu Chang. ICLR 2023, arXiv 2212.09254). Written here from the papers' mathematics.
 
 With e the erased model, x_0 a picture of what the prompt c asks for and p tokens before it, the model's own denoising loss is minimised; no other
-model and no judge is needed (the paper's Eq. 5):
+model and no judge is needed:
 
     min E | e(x_t, t, p + c) - noise |^2.
 
@@ -146,7 +146,7 @@ def uniform_start(target: Target, tokens: int, size: int) -> torch.Tensor:
 
 
 def simplex(u: torch.Tensor, halvings: int = 40) -> torch.Tensor:
-    """Project the last axis onto the probability simplex: clip(u - m, 0, 1), m by bisection so that it sums to one (TextGrad, App. A)."""
+    """Project the last axis onto the probability simplex: clip(u - m, 0, 1), m by bisection so that it sums to one."""
     low, high = u.amin(-1, keepdim=True) - 1.0, u.amax(-1, keepdim=True)
     for _ in range(halvings):
         middle = (low + high) / 2
