@@ -95,7 +95,7 @@ def attack(
     """
     if min(settings.attempts, settings.steps, settings.samples) < 1 or not settings.learning_rate > 0:
         raise Misconfigured(
-            "`attempts`, `steps` and `samples` must be at least 1, and `learning_rate` positive.", "The paper's are 5, 50, 8 and 0.1."
+            "`attempts`, `steps` and `samples` must be at least 1, and `learning_rate` positive.", "The paper has 50 steps of 8 samples, at 0.1."
         )
     whole = repeated(target, settings.attempts)
     begun = starts(denoiser, target, settings.attempts)

@@ -4,11 +4,11 @@
 Li, Pin-Yu Chen, Chia-Mu Yu, Chun-Ying Huang. ICLR 2024, arXiv 2310.10012. Authors' code: github.com/chiayi-hsu/Ring-A-Bell, MIT. Written here from
 the paper's mathematics.
 
-With E the encoder's states of a prompt, all positions side by side, the concept is the mean over pairs that differ in it alone (Eq. 4),
+With E the encoder's states of a prompt, all positions side by side, the concept is the mean over pairs that differ in it alone,
 
     d = mean [ E(prompt with the concept) - E(prompt without) ],
 
-and the tokens found for a prompt P are (Eq. 5)
+and the tokens found for a prompt P are
 
     argmin over P*  | E(P*) - (E(P) + eta d) |^2.
 
