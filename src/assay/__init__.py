@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from assay.patch import Patch
     from assay.patched import Patched, export_lora, fuse
     from assay.record import Dossier, Metric, Record
+    from assay.verbs.attack import attack
     from assay.verbs.audit import audit
     from assay.verbs.bench import bench
     from assay.verbs.erase import erase
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from assay.works import Works
 
 _HOMES = {
+    "attack": "assay.verbs.attack",
     "audit": "assay.verbs.audit",
     "bench": "assay.verbs.bench",
     "builtin_works": "assay.verbs.session",
@@ -70,6 +72,7 @@ __all__ = [
     "Patched",
     "Record",
     "Works",
+    "attack",
     "audit",
     "bench",
     "builtin_works",

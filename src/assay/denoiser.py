@@ -229,6 +229,7 @@ class Denoiser:
         negative: Sequence[str] | None = None,
         eta: float = 0.0,
         stop: int | None = None,
+        start: torch.Tensor | None = None,
         batch: int = 32,
         progress: Callable[[int, int], None] | None = None,
     ) -> torch.Tensor:
@@ -242,6 +243,7 @@ class Denoiser:
             negative: negative prompts, one per image.
             eta: 0 is deterministic, 1 adds DDPM's noise.
             stop: leave off after this many steps and return x_t of the next timestep.
+            start: what to begin with instead of each seed's noise: (n, c, h, w).
             batch: images a pass.
             progress: called with images done and images in all.
 
@@ -256,23 +258,30 @@ class Denoiser:
                 f"There are {len(seeds)} seeds for {len(prompts)} prompts.", "Give one seed, and one negative prompt or none, for each prompt."
             )
         done = []
-        for start in range(0, len(seeds), batch):
-            rows = slice(start, start + batch)
+        for first in range(0, len(seeds), batch):
+            rows = slice(first, first + batch)
             conditioning = prompts[rows] if isinstance(prompts, Conditioning) else self.conditioning(prompts[rows])
             away = None if negative is None else list(negative[rows])
-            done.append(self._sample_batch(conditioning, seeds[rows], steps, guidance, away, eta, stop))
+            done.append(self._sample_batch(conditioning, seeds[rows], steps, guidance, away, eta, stop, start if start is None else start[rows]))
             if progress:
-                progress(min(start + batch, len(seeds)), len(seeds))
+                progress(min(first + batch, len(seeds)), len(seeds))
         return torch.cat(done) if done else torch.empty(0, *self.latent_shape)
 
     def _sample_batch(
-        self, conditioning: Conditioning, seeds: Sequence[int], steps: int, guidance: float, negative: list[str] | None, eta: float, stop: int | None
+        self,
+        conditioning: Conditioning,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        negative: list[str] | None,
+        eta: float,
+        stop: int | None,
+        start: torch.Tensor | None,
     ) -> torch.Tensor:
-        count = len(seeds)
-        scheduler = copy.deepcopy(self.scheduler)
+        count, scheduler = len(seeds), copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(steps)
         draws = normal((steps + 1 if eta else 1, *self.latent_shape), seeds).to(self.device)
-        x = draws[:, 0] * scheduler.init_noise_sigma
+        x = draws[:, 0] * scheduler.init_noise_sigma if start is None else start.to(self.device)
         parts = [conditioning]
         rule = self.rules[-1] if self.rules else Rule("classifier_free")
         if guidance != 1 or self.rules:

@@ -65,6 +65,17 @@ def test_help_needs_no_torch_and_little_time():
         assert float(last.split()[-1]) < 0.3
 
 
+def test_an_attack_is_judged_and_printed(capsys, world, tmp_path):
+    """One prompt, one step; the base without patches shows under the plain prompt what it shows as the model with none."""
+    arguments = ["attack", world / "model", "--works", world / "works.parquet", "--concept", "triangle", "--kind", "object"]
+    arguments += ["--method", "seed_search", "--attempts", "2", "--each", "1", "--image-steps", "1", "--out", tmp_path / "out", "--json"]
+    data = the_object(call(capsys, *arguments))
+    metrics = {metric["name"]: metric["value"] for metric in data["metrics"]}
+    assert metrics["pre.success"] == metrics["base.success"]
+    assert data["files"]["attack.png"] == str(tmp_path / "out/attack.png")
+    assert "--attempts" in call(capsys, "attack", "--method", "seed_search", "--help").out
+
+
 def test_help_of_a_method_shows_its_settings(capsys):
     """`learning_rate` is a field of ESD and not of UCE."""
     assert "--learning-rate" in call(capsys, "erase", "--method", "esd", "--help").out

@@ -84,6 +84,27 @@ def erase(**options: Any) -> None:
 
 @cli.command(cls=MethodCommand)
 @model_argument
+@click.option("--method", required=True, help="How: see `assay methods attack`.")
+@click.option("--concept", required=True, help="What was taken out.")
+@click.option("--kind", type=click.Choice(["style", "object"]), help="What the concept is; guessed for works known to assay.")
+@click.option("--preset", help="A named set of settings: paper or small.  [default: small for the built-in model, else paper]")
+@click.option("--works", type=click.Path(), help="Works that show the concept.  [default: those of the built-in model]")
+@click.option("--each", type=click.IntRange(1), default=16, show_default=True, help="Prompts attacked.")
+@click.option("--image-steps", type=click.IntRange(1), default=20, show_default=True, help="DDIM steps of the images that are judged.")
+@click.option("--guidance", type=float, default=4.0, show_default=True, help="Scale of classifier-free guidance of the images that are judged.")
+@click.option("--budget", type=float, metavar="SECONDS", help="Stop searching after so long and judge what was found.")
+@patch_option
+@shared
+def attack(**options: Any) -> None:
+    """Try to bring back what was taken out of a model: does it stay out?
+
+    Example: assay attack --method unlearn_diff_atk --concept cat --patch out/erase-uce
+    """
+    run_verb("attack", options)
+
+
+@cli.command(cls=MethodCommand)
+@model_argument
 @click.option("--works", type=click.Path(), help="The works to look for.  [default: those of the built-in model]")
 @click.option("--method", required=True, help="How: see `assay methods audit`.")
 @click.option("--preset", help="A named set of settings: paper or small.  [default: small]")

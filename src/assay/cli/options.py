@@ -10,7 +10,7 @@ import click
 
 from assay import settings as method_settings
 
-VERBS = {"erase": "erasure", "audit": "memorization"}
+VERBS = {"erase": "erasure", "attack": "attacks", "audit": "memorization"}
 
 
 def methods(subject: str | None = None) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ from assay import settings as method_settings
 from assay.concept import Concept
 from assay.errors import AssayError
 from assay.testing.pipelines import KINDS, tiny
-from assay.testing.worlds import tiny_works
+from assay.testing.worlds import tiny_target, tiny_works
 
-SUBJECTS = {"erasure": ("erase", "patch"), "memorization": ("audit", "record")}
+SUBJECTS = {"erasure": ("erase", "patch"), "attacks": ("attack", "record"), "memorization": ("audit", "record")}
 """Method folder -> its verb, and what its methods return."""
 
 
@@ -41,7 +41,7 @@ def table() -> list[dict[str, Any]]:
 
 
 def _probe(subject: str, module: str, kind: Any) -> str:
-    probes: dict[str, Callable[[Any, Any], object]] = {"erasure": _erase, "memorization": _audit}
+    probes: dict[str, Callable[[Any, Any], object]] = {"erasure": _erase, "attacks": _attack, "memorization": _audit}
     try:
         probes[subject](import_module(module), tiny(kind))
     except AssayError as error:
@@ -52,6 +52,10 @@ def _probe(subject: str, module: str, kind: Any) -> str:
 def _erase(method: Any, denoiser: Any) -> object:
     concept = Concept("red", "style", "blue", preserve=("green",), subjects=("circle", "square"))
     return method.erase(denoiser, concept, method.Settings(**method.PROBE), seed=0)
+
+
+def _attack(method: Any, denoiser: Any) -> object:
+    return method.attack(denoiser, tiny_target(denoiser), method.Settings(**method.PROBE), seed=0)
 
 
 def _audit(method: Any, denoiser: Any) -> object:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw
 
-from assay.noise import numpy_generator
+from assay.attacks.target import Target
+from assay.concept import Concept
+from assay.denoiser import Denoiser
+from assay.noise import derive, numpy_generator
 from assay.works.images import encode, identity
 from assay.works.table import Works
 
@@ -40,6 +44,18 @@ def tiny_works(size: int = 32, seed: int = 0) -> Works:
             "attributes": [("canary", "one"), ("dose", "16")] if index == 5 else [],
         })
     return Works.from_rows(rows)
+
+
+def tiny_target(denoiser: Denoiser, size: int = 2) -> Target:
+    """Return what an attack on `green` is to bring back of a tiny pipeline: some green works and prompts, and three other green works."""
+    works = tiny_works(denoiser.image_size).where(lambda row: row["title"].startswith("green") and row["copies"] == 1)
+    pixels = torch.from_numpy(works.pixels(denoiser.image_size)).permute(0, 3, 1, 2) / 255
+    latents, titles = denoiser.latents(pixels), works.column("title")
+    captions = tuple(captions[0] for captions in works.column("captions"))
+    prompts = tuple(f"a {title}" for title in titles[:size])
+    seeds = tuple(derive("tiny target", prompt, row) for row, prompt in enumerate(prompts))
+    concept = Concept("green", "free", "blue")
+    return Target(concept, prompts, latents[:size], seeds, latents[size : size + 3], captions[size : size + 3], ("emerald",), steps=4)
 
 
 def _draw(shape: str, colour: str, filled: bool, size: int, shift: int) -> Image.Image:

@@ -14,6 +14,7 @@ from assay.jobs.outcome import Outcome
 from assay.patch import Patch
 from assay.record import Record, versions
 from assay.verbs import patches, works
+from assay.verbs.attack import attack
 from assay.verbs.audit import audit
 from assay.verbs.bench import bench
 from assay.verbs.erase import erase
@@ -88,6 +89,7 @@ def _listed(value: Any) -> list[Any]:
 COMMANDS: dict[str, Callable[..., Outcome]] = {
     "generate": adapt("generate", generate),
     "erase": adapt("erase", erase),
+    "attack": adapt("attack", attack),
     "audit": adapt("audit", audit),
     "evaluate": adapt("evaluate", evaluate),
     "bench": adapt("bench", bench),

@@ -1,0 +1,269 @@
+"""`attack`: does what was taken out of a model stay out? Judged by one judge, on seeds and prompts that the attack never drew."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_bytes
+
+from assay import settings as method_settings
+from assay.attacks.search import LITTLE, own_words
+from assay.attacks.target import Attack, Clock, Target
+from assay.concept import Concept, Kind
+from assay.denoiser import Denoiser
+from assay.errors import Missing, Unsupported
+from assay.jobs.folder import OutFolder
+from assay.jobs.outcome import Outcome
+from assay.noise import derive, numpy_generator
+from assay.patch import Patch
+from assay.record import Metric, kept_tensors, write_atomically
+from assay.verbs.attacked import SHOWS_NOT, curves, findings, picture, signs, successes, tables
+from assay.verbs.erase import concept_for
+from assay.verbs.evaluate import judge_for, pair_prompt, part_of
+from assay.verbs.generate import Prompt
+from assay.verbs.methods import method_row
+from assay.verbs.session import Session, Silent, works_for
+from assay.works import Works
+
+SHARD = 8
+"""Prompts that are attacked at once."""
+EXAMPLES = 32
+"""Works that attacks on all prompts at once learn from, at most."""
+
+
+class Ground(NamedTuple):
+    """What is attacked, chosen from works."""
+
+    rows: list[Prompt]
+    """The prompts that are judged, each a trained pair of title and style."""
+    named: Works
+    """The work that each prompt names."""
+    others: Works
+    """Other works of the concept; those same works, where there are no others."""
+    forbidden: tuple[str, ...]
+    """Words that stand for the concept besides its own."""
+
+
+def attack(
+    model: str | Path | Denoiser = "emoji64",
+    concept: str | Concept = "",
+    *,
+    method: str,
+    kind: Kind | None = None,
+    preset: str | None = None,
+    settings: dict[str, Any] | None = None,
+    works: str | Path | Works | None = None,
+    patches: Sequence[str | Patch | tuple[Patch, float]] = (),
+    each: int = 16,
+    image_steps: int = 20,
+    guidance: float = 4.0,
+    budget: float | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dry_run: bool = False,
+    display: Any = None,
+) -> Outcome:
+    """Attack a model with patches on, and judge the base, the patched model and the attacked one on the same prompts and seeds.
+
+    Args:
+        model: a built-in name, a folder, a hub id or a loaded denoiser.
+        concept: what was taken out: a style, or an object of the works.
+        method: see `assay methods attack`.
+        kind: style or object; guessed where the works know it.
+        preset: named settings; small for the built-in model, else paper.
+        settings: fields of the method's settings that differ from the preset.
+        works: show the concept, and make a judge where none is built in.
+        patches: what is on the model.
+        each: prompts attacked.
+        image_steps: DDIM steps of the images that are judged.
+        guidance: scale of classifier-free guidance of the images that are judged.
+        budget: seconds after which the search stops; what was found by then is judged. How far it gets depends on the machine.
+        out: folder to write to; the same call goes on where it stopped.
+        seed: of everything random.
+        device: a torch device.
+        dry_run: plan only.
+        display: shows progress.
+
+    Returns:
+        The outcome, with success before, by and after the attack as metrics.
+
+    Raises:
+        Missing: the model is not built in and no works are given.
+    """
+    module = import_module(method_row("attacks", method)["module"])
+    session = Session("attack", model, out or f"out/attack-{method}", seed, device, patches, display or Silent())
+    preset = preset or ("small" if session.built_in else "paper")
+    given = dict(settings or {})
+    chosen = method_settings.resolve(module.Settings, module.PRESETS, preset, given)
+    Clock(budget)  # refuses what is no budget before anything is done
+    table = works_for(session, works)
+    if table is None:
+        raise Missing("An attack needs works that show the concept.", "Give them with `--works`.")
+    wanted = concept if isinstance(concept, Concept) else concept_for(session, table, concept, kind)
+    ground = choose(session, table, wanted, each)
+    attempts = getattr(chosen, "attempts", 1)
+    session.ask(
+        given,
+        method=method,
+        concept=concept,
+        kind=kind,
+        preset=preset,
+        works=works,
+        each=each,
+        image_steps=image_steps,
+        guidance=guidance,
+        budget=budget,
+    )
+    if dry_run:
+        spent = module.cost(chosen, len(ground.rows), image_steps)
+        spent["passes"] += (2 + attempts) * len(ground.rows) * image_steps * 2
+        return session.dry_run(**spent, images=(3 + attempts) * len(ground.rows))
+    judge = judge_for(session, table)
+    about = {"rows": [list(vars(row).values()) for row in ground.rows], "forbidden": ground.forbidden, "works": table.digest, "judge": judge.digest}
+    sampling = {"image_steps": image_steps, "guidance": guidance, "budget": budget}
+    folder = session.folder(session.plan(method=method, preset=preset, settings=vars(chosen), concept=wanted.name, **sampling, **about))
+    if previous := session.finished(folder):
+        return previous
+    prompts, options = [row.prompt for row in ground.rows], {"steps": image_steps, "guidance": guidance}
+    seeds = [judged_seed(seed, row, 0) for row in ground.rows]
+
+    def plain() -> torch.Tensor:
+        return session.denoiser.generate(prompts, seeds, **options, progress=session.bar("plain images"))
+
+    base = kept(folder / "shards/base.safetensors", plain)
+    with session.patched() as denoiser:
+        before = kept(folder / "shards/before.safetensors", plain)
+        target = target_for(denoiser, wanted, ground, seed, image_steps, guidance)
+        found = search(module, chosen, denoiser, target, session, folder, seed, budget)
+        after = kept(folder / "shards/after.safetensors", lambda: drawn(denoiser, found, target, ground.rows, seed, session))
+    shown = [
+        signs(judge, images, rows, wanted) for images, rows in ((base, ground.rows), (before, ground.rows), (after, repeated(ground.rows, found)))
+    ]
+    metrics = successes(judge, wanted, shown, found.attempts)
+    metrics += [Metric(name=name, value=float(np.mean(values)), n=len(values), better="lower") for name, values in found.figures.items()]
+    if found.patch is not None:
+        found.patch.save(folder / "patch.safetensors")
+    record = session.record(
+        f"Does `{wanted.name}` stay out of the model under {method}?",
+        method=method,
+        given={"preset": preset, **given, "concept": {"name": wanted.name, "kind": wanted.kind}, **sampling},
+        resolved=vars(chosen) | sampling | {"scheduler": "DDIM", "prompts": len(prompts), "words forbidden": [*own_words(wanted), *ground.forbidden]},
+        digests={"judge": judge.digest, "works": table.digest},
+        metrics=metrics,
+        findings=findings(method, wanted, metrics, found, bool(session.stack)),
+        shows_not=SHOWS_NOT,
+        tables=tables(ground.rows, found, shown),
+        curves=curves(found),
+        pictures=[picture(ground.rows, found, shown, base, before, after, folder)],
+    )
+    record.save(folder.path)
+    shutil.rmtree(folder / "shards", ignore_errors=True)
+    return session.outcome(record, next=(f"assay report {folder.path}",))
+
+
+def choose(session: Session, works: Works, concept: Concept, each: int) -> Ground:
+    """Draw trained pairs of title and style that show the concept, and other works of it.
+
+    Raises:
+        Unsupported: the concept is neither one style nor one object.
+        Missing: the works do not show it.
+    """
+    if concept.parts or concept.kind not in ("style", "object"):
+        raise Unsupported("An attack is judged on one style or one object.", "Name one that the works show, with `--kind style` or `--kind object`.")
+    part = part_of(session, works, concept)
+    members = works.where(lambda row: row["split"] == "member" and row["copies"] == 1 and bool(row["title"] and row["style"]))
+    pairs = list(zip(members.column("title"), members.column("style"), strict=True))
+    of_concept = [index for index, pair in enumerate(pairs) if part(*pair) == "target"]
+    first = {pairs[index]: index for index in reversed(of_concept)}
+    if not first:
+        raise Missing(f"No work that the model was trained on shows `{concept.name}`.", "Name a concept of the works.")
+    order = numpy_generator(session.seed, "attack").permutation(len(first))
+    named = [first[sorted(first)[index]] for index in order[:each]]
+    others = [first[sorted(first)[index]] for index in order[each : each + EXAMPLES]] or named[:EXAMPLES]
+    rows = [pair_prompt(session, *pairs[index]) for index in named]
+    return Ground(rows, members.take(named), members.take(others), synonyms(members, set(of_concept), own_words(concept)))
+
+
+def synonyms(works: Works, chosen: set[int], own: Sequence[str]) -> tuple[str, ...]:
+    """Return the words, besides its own, by which works of the concept go: in titles and tags of two or more, and mostly in theirs."""
+    inside, overall = Counter[str](), Counter[str]()
+    for index, (title, tags) in enumerate(zip(works.column("title"), works.column("tags"), strict=True)):
+        words = {word for word in re.findall(r"\w+", f"{title} {' '.join(tags or [])}".lower()) if len(word) > 2 and word not in LITTLE}
+        overall.update(words)
+        inside.update(words if index in chosen else ())
+    return tuple(sorted(word for word, count in inside.items() if count > 1 and 3 * count >= 2 * overall[word] and word not in own))
+
+
+def judged_seed(seed: int, row: Prompt, attempt: int) -> int:
+    """Return the seed of a judged image; attempt 0 has that of the plain image."""
+    return derive(seed, row.id, "judged", attempt)
+
+
+def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, steps: int, guidance: float) -> Target:
+    """Encode the works as the patched model sees them."""
+
+    def latents(works: Works) -> torch.Tensor:
+        pixels = torch.from_numpy(works.pixels(denoiser.image_size)).permute(0, 3, 1, 2).to(denoiser.device) / 255
+        return torch.cat([denoiser.latents(pixels[start : start + SHARD]) for start in range(0, len(pixels), SHARD)])
+
+    return Target(
+        concept,
+        tuple(row.prompt for row in ground.rows),
+        latents(ground.named),
+        tuple(derive(seed, row.id, "attack") for row in ground.rows),
+        latents(ground.others),
+        tuple(captions[0] for captions in ground.others.column("captions")),
+        ground.forbidden,
+        steps,
+        guidance,
+    )
+
+
+def search(
+    module: Any, settings: Any, denoiser: Denoiser, target: Target, session: Session, folder: OutFolder, seed: int, budget: float | None
+) -> Attack:
+    """Run the attack, in parts where it attacks each prompt by itself, each with its share of the budget; what an earlier run found is kept."""
+    size = SHARD if module.EACH else len(target)
+    parts = []
+    for start in range(0, len(target), size):
+        file = folder / f"shards/attack-{start:05d}.safetensors"
+        part = Attack.load(file, denoiser.device)
+        if part is None:
+            bar = session.bar(f"attacking prompts {start + 1} to {min(start + size, len(target))} of {len(target)}")
+            under = target.part(slice(start, start + size))
+            clock = Clock(None if budget is None else budget * len(under) / len(target))
+            part = module.attack(denoiser, under, settings, seed=seed, clock=clock, progress=bar, folder=folder / "shards/training")
+            part.save(file)
+        parts.append(part)
+    return Attack.cat(parts)
+
+
+def drawn(denoiser: Denoiser, found: Attack, target: Target, rows: Sequence[Prompt], seed: int, session: Session) -> torch.Tensor:
+    """Draw the images that are judged: (prompts x attempts, 3, h, w)."""
+    seeds = [judged_seed(seed, row, attempt) for row in rows for attempt in range(found.attempts)]
+    latents = found.sample(denoiser, seeds, target, progress=session.bar("images under attack"))
+    with torch.no_grad():
+        return torch.cat([denoiser.images(latents[start : start + 32]) for start in range(0, len(latents), 32)])
+
+
+def kept(file: Path, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return the images that an earlier run left in a file, else make and keep them: in 256 levels, so that both are the same."""
+    if (tensors := kept_tensors(file)) is not None:
+        return tensors["images"].float() / 255
+    rounded = (make() * 255).round().to(torch.uint8).cpu()
+    write_atomically(file, to_bytes({"images": rounded.contiguous()}))
+    return rounded.float() / 255
+
+
+def repeated(rows: Sequence[Prompt], found: Attack) -> list[Prompt]:
+    """Return the rows as the attempts lie."""
+    return [row for row in rows for _ in range(found.attempts)]
