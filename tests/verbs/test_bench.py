@@ -52,6 +52,21 @@ def test_chapters_of_figures_name_them(tmp_path):
         assay.bench("world", results=tmp_path, chapter=["digits"], out=tmp_path / "other")
 
 
+def test_the_chapter_of_references_holds_families_against_the_rule(tmp_path):
+    """What the file says of each family is in the table with its verdict; what was not trained is named."""
+    outcome = assay.bench("world", results=RESULTS, chapter=["references"], out=tmp_path / "out")
+    record = Record.load(tmp_path / "out/references")
+    stored = json.loads((RESULTS / "references.json").read_text())
+    families = [row for reference in stored["references"].values() for row in reference.get("families", [])]
+    table = next(table for table in record.tables if table.title.startswith("Families"))
+    assert {(row[1], row[-1] == "yes") for row in table.rows} == {(row["family"], row["admitted"]) for row in families}
+    for row in families:
+        assert row["admitted"] == (row["base"] - row["reference"] >= 0.4 - 1e-9)  # the rule of the design
+        assert row["interval"][0] < row["fall"] < row["interval"][1]
+    assert all(name in " ".join(record.findings) for name in stored["not trained"])
+    assert "references.png" in outcome.files or (tmp_path / "out/references/references.png").exists()
+
+
 def test_what_is_asked_is_checked_before_anything_is_written(tmp_path):
     for given, error in (({"subject": "moon"}, Misconfigured), ({"chapter": ["moon"]}, Misconfigured), ({"results": tmp_path / "none"}, Missing)):
         with pytest.raises(error):

@@ -57,6 +57,8 @@ def read(figures: Mapping[str, Any]) -> Record:
             "More than one seed of each training: intervals are over prompts.",
             "That a concept is gone from the text encoder, which all trainings share.",
             "Families whose titles the judge does not know; they are left out of the table.",
+            "Whether ordinary works are memorised more than in the base: thresholds are set anew on what a reference draws for calibration "
+            "works, and it draws those of families that it never saw badly.",
         ],
     )
 

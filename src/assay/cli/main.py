@@ -166,7 +166,9 @@ def retrain(**options: Any) -> None:
 @cli.command()
 @click.argument("subject", type=click.Choice(["world", "erasure"]), default="world")
 @click.option("--results", type=click.Path(), default="benchmarks", show_default=True, help="Folder of stored results.")
-@click.option("--chapter", multiple=True, metavar="NAME", help="Of world: only this chapter: judges, digits, duplicates, emoji32; repeatable.")
+@click.option(
+    "--chapter", multiple=True, metavar="NAME", help="Of world: only this chapter: references, judges, digits, duplicates, emoji32; repeatable."
+)
 @click.option("--retrain", is_flag=True, help="Of world: train and measure anew first: hours on two cores; goes on where it was.")
 @click.option("--measure", is_flag=True, help="Of erasure: make the cells that are not there yet: hours on two cores; goes on where it was.")
 @click.option("--methods", metavar="A,B", help="Of erasure: only these erasers.  [default: all]")
