@@ -76,4 +76,4 @@ def _distance(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     distance, floor = rows.get("kid.judge"), rows.get("kid.judge.floor")
     if distance is None or floor is None:
         return ["", ""]
-    return [f"{distance['value']:.4f}", f"halves of the base: {floor['value']:.4f} ({floor['low']:.4f} to {floor['high']:.4f})"]
+    return [f"{distance['value']:.2g}", f"halves of the base: {floor['value']:.2g} ({floor['low']:.2g} to {floor['high']:.2g})"]

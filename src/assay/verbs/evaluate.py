@@ -352,8 +352,8 @@ def findings(metrics: Sequence[Metric]) -> list[str]:
         found.append(f"{head.capitalize()} accuracy on {name}: {before.value:.0%} before, {now.value:.0%} now, n = {now.n}{chance}.")
     if (distance := value.get("kid.judge")) and distance.value is not None and distance.chance is not None:
         verdict = "no more than" if distance.value <= distance.chance else "more than"
-        beside = f"exchanging the two models' images gives in 95 of 100 cases ({distance.chance:.4f})"
-        found.append(f"On prompts that were to stay, the distance from the base (KID {distance.value:.4f}) is {verdict} {beside}.")
+        beside = f"exchanging the two models' images gives in 95 of 100 cases ({distance.chance:.3g})"
+        found.append(f"On prompts that were to stay, the distance from the base (KID {distance.value:.3g}) is {verdict} {beside}.")
     return found
 
 

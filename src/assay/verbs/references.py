@@ -100,6 +100,6 @@ def findings(metrics: Sequence[Metric], concept: Concept | None, head: str) -> l
         )
     distance, seeds = value.get(f"{PREFIX}kid.judge"), value.get(f"{AGAIN}kid.judge")
     if distance is not None and distance.value is not None:
-        beside = f"; of two trainings that differ in the seed alone {seeds.value:.4f}" if seeds is not None and seeds.value is not None else ""
-        found.append(f"On prompts that were to stay, KID of that model to the base is {distance.value:.4f}{beside}.")
+        beside = f"; of two trainings that differ in the seed alone {seeds.value:.3g}" if seeds is not None and seeds.value is not None else ""
+        found.append(f"On prompts that were to stay, KID of that model to the base is {distance.value:.3g}{beside}.")
     return found
