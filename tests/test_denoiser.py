@@ -23,6 +23,7 @@ SEEDS = [3, 1, 4, 15, 9]
 
 
 def by_diffusers(denoiser: Denoiser, count: int, **options) -> torch.Tensor:
+    """Draw by the pipeline itself."""
     pipeline = denoiser.pipeline
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS[:count]]
@@ -31,12 +32,14 @@ def by_diffusers(denoiser: Denoiser, count: int, **options) -> torch.Tensor:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_sampling_is_that_of_diffusers_bit_for_bit(denoiser, eta):
+    denoiser.forget_text()  # an encoding kept from another batch may differ in its last bit
     ours = denoiser.generate(PROMPTS[:2], SEEDS[:2], steps=3, guidance=4.0, eta=eta)
     assert torch.equal(ours, by_diffusers(denoiser, 2, num_inference_steps=3, eta=eta))
 
 
 def test_negative_prompts_are_those_of_diffusers(denoiser):
     negative = ["green cross", "red"]
+    denoiser.forget_text()
     ours = denoiser.generate(PROMPTS[:2], SEEDS[:2], steps=2, guidance=4.0, negative=negative)
     assert torch.equal(ours, by_diffusers(denoiser, 2, num_inference_steps=2, negative_prompt=negative))
     assert not torch.equal(ours, denoiser.generate(PROMPTS[:2], SEEDS[:2], steps=2, guidance=4.0))

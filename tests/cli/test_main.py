@@ -327,7 +327,21 @@ def test_dry_run_writes_nothing_and_counts_passes(world, tmp_path, capsys):
 def test_interrupt_exits_with_130_and_resumes(world, tmp_path):
     """SIGINT while images are being made: 130, no half-written file, and the same command finishes."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "assay", "generate", str(world / "model"), "--prompt", "x", "--images", "64", "--steps", "60", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "assay",
+        "generate",
+        str(world / "model"),
+        "--prompt",
+        "x",
+        "--images",
+        "512",
+        "--steps",
+        "60",
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not list(out.glob("images/*.png")) and time.monotonic() < deadline:
