@@ -57,7 +57,8 @@ def test_the_mark_is_said_with_its_interval_and_the_floor_beside_the_distance():
     assert "5% of images (1% to 12%, n = 64)" in said
     assert "0.0123" in said
     assert "0.0045" in said
-    assert findings([], CATS, "family") == findings([MARK], None, "family") == []
+    assert findings([], None, "family") == findings([MARK], None, "family") == []
+    assert "was measured" in findings([], CATS, "family")[0]
 
 
 def test_a_reference_of_ones_own_is_measured_beside(sd, tmp_path):
