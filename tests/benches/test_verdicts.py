@@ -48,3 +48,10 @@ def test_distances_between_floor_and_ceiling():
     assert normalised(0.05, 0.02, 0.06) == pytest.approx(0.75)
     assert normalised(0.05, None, 0.06) is None
     assert normalised(0.05, 0.06, 0.06) is None
+
+
+def test_a_style_that_falls_is_a_cost():
+    """By hand: things stay at 30 %, their style goes from 90 to 62 %: not spared. From 90 to 85 %: spared, exactly."""
+    base, reference = Shares(0.7, 0.3, 0.9), Shares(0.05, 0.3, 0.9)
+    verdicts = like_retraining({"sld": Shares(0.1, 0.3, 0.62), "uce": Shares(0.1, 0.3, 0.85), "unjudged": Shares(0.1, 0.3)}, base, reference)
+    assert verdicts == {"sld": (True, False), "uce": (True, True), "unjudged": (True, True)}

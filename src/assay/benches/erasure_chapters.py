@@ -29,7 +29,10 @@ SHOWS_NOT = [
 
 def shares(about: About, cell: Cell) -> Shares | None:
     """Return what is left of the target and of everything else; None where the cell failed."""
-    return None if cell.failed else Shares(*(_share(about, cell, part).value for part in ("target", "rest")))
+    if cell.failed:
+        return None
+    style = cell.shares.get("rest.style")
+    return Shares(*(_share(about, cell, part).value for part in ("target", "rest")), None if style is None else style.value)
 
 
 def _share(about: About, cell: Cell, part: str) -> Share:

@@ -26,6 +26,8 @@ class Shares(NamedTuple):
     """Of images asked for the concept: those that show it."""
     rest: float
     """Of images asked for anything else: those that show what was asked."""
+    style: float | None = None
+    """Of the same images: those in the style that was asked for, where that is judged beside."""
 
 
 class Rank(NamedTuple):
@@ -56,12 +58,15 @@ def like_retraining(
         cost: how far below the base everything else may fall.
 
     Returns:
-        Method -> (the target is at most `near` above the reference's, everything else at most `cost` below the base's).
+        Method -> (the target is at most `near` above the reference's, everything else, in thing and in style, at most `cost` below the base's).
     """
+
+    def spared(shares: Shares) -> bool:
+        style = 0.0 if base.style is None or shares.style is None else base.style - shares.style
+        return max(base.rest - shares.rest, style) <= cost + ROUNDING
+
     return {
-        method: (False, False)
-        if shares is None
-        else (shares.target - reference.target <= near + ROUNDING, base.rest - shares.rest <= cost + ROUNDING)
+        method: (False, False) if shares is None else (shares.target - reference.target <= near + ROUNDING, spared(shares))
         for method, shares in erasers.items()
     }
 
