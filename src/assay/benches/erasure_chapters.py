@@ -32,7 +32,8 @@ def shares(about: About, cell: Cell) -> Shares | None:
     if cell.failed:
         return None
     style = cell.shares.get("rest.style")
-    return Shares(*(_share(about, cell, part).value for part in ("target", "rest")), None if style is None else style.value)
+    target, rest = (_share(about, cell, part).value for part in ("target", "rest"))
+    return Shares(target, rest, None if style is None else style.value)
 
 
 def _share(about: About, cell: Cell, part: str) -> Share:
