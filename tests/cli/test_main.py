@@ -342,7 +342,12 @@ def test_interrupt_exits_with_130_and_resumes(world, tmp_path):
         "--out",
         str(out),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs that a shell puts in the background ignore it, and hand that down
+
+    process = subprocess.Popen(command, preexec_fn=heed, **quiet)
     deadline = time.monotonic() + 120
     while not list(out.glob("images/*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
