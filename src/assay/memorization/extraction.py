@@ -157,18 +157,20 @@ def audit(
     start, passes = time.monotonic(), denoiser.passes
     groups = choose(works, settings, seed)
     prompts = [Prompt(work, group) for group in groups for work in group.works]
-    prompts.sort(key=lambda prompt: prompt.group.kind != "calibration")  # thresholds come first, then the most copied
-    calibration = [prompt for prompt in prompts if prompt.group.kind == "calibration"]
-    others = sorted((prompt for prompt in prompts if prompt.group.kind != "calibration"), key=lambda prompt: -prompt.group.dose)
+    prompts.sort(key=lambda prompt: (prompt.group.kind != "calibration", -prompt.group.dose))  # thresholds come first, then the most copied
+    count = len(groups[0].works)
+    calibration, others = prompts[:count], prompts[count:]
     drawing = Drawing(denoiser, works, settings, seed, folder, lambda done: progress and progress(done, len(prompts) * settings.images))
     drawing.draw(calibration, math.inf)
     rate = max(settings.false_positive_rate, 1 / (len(calibration) + 1))
     agree = threshold_at([-prompt.clique.tightness for prompt in calibration], rate)
     drawing.draw(others, -agree.value)
     training = works.where(lambda row: row["split"] == "member" and row["copies"] > 0)
-    found = Found(training, [prompt.images[prompt.clique.medoid] for prompt in prompts])
+    found = Found(training, prompts)
     near = threshold_at(-found.distance[: len(calibration)], rate)
-    record, shown = _testify(works, [*calibration, *others], found, agree, near, rate, settings)
+    record, shown = _testify(works, found, agree, near, rate, settings)
+    if progress:
+        progress(len(prompts) * settings.images, len(prompts) * settings.images)  # what was left off counts as done
     pictures: dict[str, Image.Image] = {}
     for place, (prompt, row) in enumerate(shown, start=1):
         made = to_pictures(torch.from_numpy(prompt.images[[prompt.clique.medoid]]) / 255)[0]
@@ -242,21 +244,22 @@ class Drawing:
 
 
 class Found:
-    """Representatives held against all training works.
+    """What stands for each prompt, its clique's medoid, held against all training works; its rows are those of `prompts`.
 
     Args:
         training: the works.
-        images: uint8, (3, 64, 64) each.
+        prompts: drawn, with their cliques.
     """
 
-    def __init__(self, training: Works, images: list[np.ndarray]) -> None:
+    def __init__(self, training: Works, prompts: list[Prompt]) -> None:
         """Compare every one with every work."""
-        self.training = training
+        self.training, self.prompts = training, prompts
         self.pixels = np.ascontiguousarray(training.pixels(SIZE).transpose(0, 3, 1, 2))
-        table = tiled_l2_pairs(np.stack(images), self.pixels)
+        images = np.stack([prompt.images[prompt.clique.medoid] for prompt in prompts])
+        table = tiled_l2_pairs(images, self.pixels)
         self.nearest = table.argmin(1)
         self.distance = table.min(1)
-        self.adaptive = adaptive(tiled_l2_pairs(np.stack(images), self.pixels, tiles=1), NEIGHBOURS, ALPHA)
+        self.adaptive = adaptive(tiled_l2_pairs(images, self.pixels, tiles=1), NEIGHBOURS, ALPHA)
 
     def copies(self, work: int, delta: float) -> int:
         """Return how many copies the works within delta of a work have, its own included: the k of k-eidetic."""
@@ -265,9 +268,9 @@ class Found:
 
 
 def _testify(
-    works: Works, prompts: list[Prompt], found: Found, agree: Threshold, near: Threshold, rate: float, settings: Settings
+    works: Works, found: Found, agree: Threshold, near: Threshold, rate: float, settings: Settings
 ) -> tuple[Record, list[tuple[Prompt, int]]]:
-    limit, delta = -agree.value, -near.value
+    prompts, limit, delta = found.prompts, -agree.value, -near.value
     predicted = np.array([prompt.clique.tightness < limit for prompt in prompts])
     extracted = predicted & (found.distance < delta)
     metrics, rows, lines = [], [], {}
@@ -303,7 +306,7 @@ def _testify(
     metrics.append(Metric(name="images", value=images, n=images))
     order = sorted(np.flatnonzero(predicted & asked).tolist(), key=lambda row: prompts[row].clique.mean)
     shown = order[: settings.matches]
-    table = [_row(works, prompts[row], found, row, delta, place, bool(extracted[row])) for place, row in enumerate(shown, start=1)]
+    table = [_row(works, found, row, delta, place, bool(extracted[row])) for place, row in enumerate(shown, start=1)]
     columns = ["captions", "asked for", "images drawn", "predicted", "extracted", "95 % interval"]
     heads = ["output", "nearest work", "asked for", "copies", "nearest is", "creator", "within clique", "to the work", "adaptive", "k", "extracted"]
     record = Record(
@@ -328,8 +331,8 @@ def _testify(
     return record, [(prompts[row], int(found.nearest[row])) for row in shown]
 
 
-def _row(works: Works, prompt: Prompt, found: Found, row: int, delta: float, place: int, extracted: bool) -> list[Any]:
-    nearest = int(found.nearest[row])
+def _row(works: Works, found: Found, row: int, delta: float, place: int, extracted: bool) -> list[Any]:
+    prompt, nearest = found.prompts[row], int(found.nearest[row])
     work = found.training[nearest]
     return [
         {"picture": f"match-{place}-output.png"},
