@@ -11,6 +11,7 @@ for pairs that it never saw.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -55,8 +56,6 @@ def share(copies: CopyFilter, made: torch.Tensor, own: Sequence[str] | None = No
 @torch.no_grad()
 def redrawn(denoiser: Denoiser, made: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int], noised: float, steps: int) -> torch.Tensor:
     """Noise pictures a share of the way and denoise them under prompts (Meng et al. 2022, SDEdit), by DDIM with guidance 4."""
-    import copy
-
     scheduler: Any = copy.deepcopy(denoiser.scheduler)
     scheduler.set_timesteps(steps)
     times = scheduler.timesteps[round((1 - noised) * steps) :]

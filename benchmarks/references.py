@@ -120,23 +120,17 @@ class Measurement:
         assert record is not None
         return [metric for metric in record.metrics if metric.name.startswith(("memorised.", "false_positives."))]
 
-    def mark(self, concept: Concept, chosen: Works, patch: Patch) -> list[Metric] | None:
-        """Measure what the reference draws of a concept, if it was shown nothing of it."""
-        part = part_of(self.session, self.works, concept)
-        seen = shown(chosen)
-        if any(part(title, style) == "target" for title, style in zip(seen.column("title"), seen.column("style"), strict=True)):
-            return None
+    def never_saw(self, concept: Concept, chosen: Works) -> bool:
+        """Say whether a training on these works was shown nothing of a concept."""
+        part, seen = part_of(self.session, self.works, concept), shown(chosen)
+        return all(part(*pair) != "target" for pair in zip(seen.column("title"), seen.column("style"), strict=True))
+
+    def beside(self, concept: Concept, patch: Patch, prefix: str) -> list[Metric]:
+        """Measure what a model draws of a concept and of all else, as it stands beside an erasure."""
         what = scene(self.session, self.works, concept, each=self.each)
         name = f"{concept.kind}-{concept.name}"
         base, made = self.images(what, None, name), self.images(what, patch, name)
-        return accuracies(self.judge, made, what, references.PREFIX) + distances(self.judge, made, base, what, SEED, references.PREFIX)
-
-    def floor(self, concept: Concept, again: Patch) -> list[Metric]:
-        """Measure the same of the model that differs in its seed alone."""
-        what = scene(self.session, self.works, concept, each=self.each)
-        name = f"{concept.kind}-{concept.name}"
-        base, made = self.images(what, None, name), self.images(what, again, name)
-        return accuracies(self.judge, made, what, references.AGAIN) + distances(self.judge, made, base, what, SEED, references.AGAIN)
+        return accuracies(self.judge, made, what, prefix) + distances(self.judge, made, base, what, SEED, prefix)
 
 
 def plain(metrics: list[Metric]) -> list[dict[str, Any]]:
@@ -178,13 +172,13 @@ def main() -> None:
         if name == "no-families":
             found[name] |= at.admission(patch)
         for concept in concepts:
-            if (metrics := at.mark(concept, chosen, patch)) is not None:
-                marks[references.key(concept)] = {"reference": name, "metrics": plain(metrics)}
+            if at.never_saw(concept, chosen):
+                marks[references.key(concept)] = {"reference": name, "metrics": plain(at.beside(concept, patch, references.PREFIX))}
     if "again" in there:
         again = Patch.load(there["again"])
         for concept in concepts:
             entry = marks.setdefault(references.key(concept), {"reference": "", "metrics": []})
-            entry["metrics"] += plain(at.floor(concept, again))
+            entry["metrics"] += plain(at.beside(concept, again, references.AGAIN))
     missing = [name for name in world.REFERENCES if name not in there]
     result = {
         **at.protocol._asdict(),

@@ -13,10 +13,17 @@ from safetensors.torch import save as to_bytes
 from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import Mismatch, Missing, NoRoom, Unsupported
 from assay.patch import Patch, fits, plain, refuse_collisions
-from assay.record import write_atomically
+from assay.record import digest_of, write_atomically
 
 LORA_TEXT = (".q_proj", ".k_proj", ".v_proj", ".out_proj", ".fc1", ".fc2")
 """The modules of text encoders that diffusers' LoRA files can hold."""
+
+
+def standing(denoiser: Denoiser) -> str:
+    """Return a digest of a model as it stands, with whatever patches and sampling rules are on it: what its outputs depend on."""
+    weights = denoiser.weights()
+    changed = [[name, tensor_digest(weights[name])] for name in sorted(denoiser.replaced)]
+    return digest_of([denoiser.digest, changed, repr(denoiser.rules)])
 
 
 class Patched:

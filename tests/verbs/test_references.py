@@ -6,7 +6,7 @@ import pytest
 
 import assay
 from assay.concept import concept
-from assay.errors import BadInput
+from assay.errors import BadInput, Mismatch, Unsupported
 from assay.record import Metric
 from assay.testing import tiny_works
 from assay.verbs.references import PREFIX, Protocol, findings, key, stored, write
@@ -75,3 +75,12 @@ def test_a_reference_of_ones_own_is_measured_beside(sd, tmp_path):
     for name in beside:
         assert value[name] == value[name.removeprefix(PREFIX)]
     assert outcome.record.digests["reference"] == none.digest
+
+
+def test_a_reference_for_another_base_is_refused_before_anything_is_drawn(sd, pipelines, tmp_path):
+    works = tiny_works()
+    erased = assay.erase(pipelines["sd-v"], "solid", kind="style", method="uce", works=works, out=tmp_path / "erased", seed=1)
+    passes = sd.passes
+    with pytest.raises((Mismatch, Unsupported)):
+        assay.evaluate(sd, concept="solid", kind="style", works=works, reference=erased.files["patch"], each=8, steps=2, out=tmp_path / "out")
+    assert sd.passes == passes

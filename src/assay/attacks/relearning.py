@@ -31,6 +31,7 @@ from assay.attacks.target import Attack, Clock, Progress, Target
 from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import Misconfigured
 from assay.patch import Manifest, Patch
+from assay.patched import standing
 from assay.record import digest_of
 from assay.training.finetune import Noised, schedule
 from assay.training.loop import Run
@@ -102,7 +103,7 @@ def attack(
         noised = Noised.draw(denoiser, target.examples, settings.batch, draws)
         return student.losses(noised, [told[row] for row in noised.rows]).mean()
 
-    belongs = digest_of([asdict(settings), told, tensor_digest(target.examples), seed, student.base(), state(denoiser)])
+    belongs = digest_of([asdict(settings), told, tensor_digest(target.examples), seed, student.base(), standing(denoiser)])
     run = Run(student.masters, loss, schedule(settings), seed=seed, folder=folder, plan=belongs)
     before = target.measure(denoiser, denoiser.conditioning(target.prompts))
     while run.step < settings.steps and not (clock is not None and clock.over):
@@ -126,9 +127,3 @@ def check(settings: Settings) -> None:
         raise Misconfigured(f"There is no `group` {settings.group}.", "Choose cross_attention, attention or unet.")
     if min(settings.rank, settings.steps, settings.batch) < 1 or not settings.learning_rate > 0:
         raise Misconfigured("`rank`, `steps` and `batch` must be at least 1, and `learning_rate` positive.", "Usual are 4, 500, 4 and 1e-4.")
-
-
-def state(denoiser: Denoiser) -> list[Any]:
-    """Return what the training starts from besides the model as loaded: the weights that patches changed, and the rules."""
-    weights = denoiser.weights()
-    return [[name, tensor_digest(weights[name])] for name in sorted(denoiser.replaced)] + [repr(denoiser.rules)]

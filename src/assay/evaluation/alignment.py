@@ -8,6 +8,7 @@ small changes of scale around the best of the grid for the few works that are ne
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -62,12 +63,12 @@ class Aligner:
     def _one(self, image: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         near = torch.cdist(_thumbnails(image[None]), self.thumbnails)[0].topk(self.shortlist, largest=False).indices
         works = torch.from_numpy(self.works[near.numpy()]) / 255
-        table = _tiled(_moved(image, COARSE), works)  # (alignments, works)
+        table = _tiled(_sampled(image, _coarse()), works)  # (alignments, works)
         distances = table.amin(0)
         for place in distances.topk(min(CLOSEST, len(works)), largest=False).indices.tolist():
             scale, down, right = COARSE[int(table[:, place].argmin())]
             around = [(scale * more, down + low, right + far) for more, low, far in product(NEAR_SCALES, NEAR_SHIFTS, NEAR_SHIFTS)]
-            distances[place] = torch.minimum(distances[place], _tiled(_moved(image, around), works[[place]]).min())
+            distances[place] = torch.minimum(distances[place], _tiled(_sampled(image, _grid(around)), works[[place]]).min())
         order = distances.argsort(stable=True)
         return near[order].numpy(), distances[order].numpy()
 
@@ -84,12 +85,21 @@ def _normalised(images: torch.Tensor) -> torch.Tensor:
     return (images - images.mean((1, 2, 3), keepdim=True)) / deviation * CONTRAST
 
 
-def _moved(image: torch.Tensor, alignments: list[tuple[float, int, int]]) -> torch.Tensor:
-    """Return one image (3, s, s) at every (scale, down, right), bilinear, its border continued: (a, 3, s, s)."""
+@cache
+def _coarse() -> torch.Tensor:
+    return _grid(COARSE)
+
+
+def _grid(alignments: list[tuple[float, int, int]]) -> torch.Tensor:
+    """Return where every (scale, down, right) samples an image: (a, s, s, 2)."""
     half = SIZE / 2
     maps = torch.tensor([[[scale, 0, right / half], [0, scale, down / half]] for scale, down, right in alignments])
-    grid = F.affine_grid(maps, [len(alignments), *image.shape], align_corners=False)
-    return F.grid_sample(image.expand(len(alignments), -1, -1, -1), grid, padding_mode="border", align_corners=False)
+    return F.affine_grid(maps, [len(alignments), 3, SIZE, SIZE], align_corners=False)
+
+
+def _sampled(image: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Return one image (3, s, s) at every alignment of a grid, bilinear, its border continued: (a, 3, s, s)."""
+    return F.grid_sample(image.expand(len(grid), -1, -1, -1), grid, padding_mode="border", align_corners=False)
 
 
 def _tiled(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

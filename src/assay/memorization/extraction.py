@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from assay.denoiser import Denoiser, tensor_digest, to_pictures
+from assay.denoiser import Denoiser, to_pictures
 from assay.errors import Misconfigured
 from assay.evaluation.cliques import NONE, Clique, at_most, hopeless, tightest
 from assay.evaluation.features import resized
@@ -40,10 +40,11 @@ from assay.evaluation.intervals import wilson
 from assay.evaluation.similarity import adaptive, tiled_l2_pairs
 from assay.evaluation.thresholds import Threshold, threshold_at
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, Group, choose
+from assay.memorization.groups import Audit, Group, choose, completed
 from assay.memorization.looks import SIZE
 from assay.noise import derive
-from assay.record import Curve, Metric, Record, Table, digest_of, kept_tensors, versions, write_atomically
+from assay.patched import standing
+from assay.record import Curve, Metric, Record, Table, digest_of, kept_tensors, write_atomically
 from assay.works import Works
 
 
@@ -175,14 +176,7 @@ def audit(
     for place, (prompt, row) in enumerate(shown, start=1):
         made = to_pictures(torch.from_numpy(prompt.images[[prompt.clique.medoid]]) / 255)[0]
         pictures |= {f"match-{place}-output.png": made, f"match-{place}-work.png": training.image(row)}
-    about = {
-        "digests": {"model": denoiser.digest, "works": works.digest},
-        "seeds": {"seed": seed},
-        "seconds": round(time.monotonic() - start, 2),
-        "passes": denoiser.passes - passes,
-        "versions": versions(),
-    }
-    return Audit(record.model_copy(update=about), pictures)
+    return Audit(completed(record, denoiser, works, seed=seed, started=start, passes=passes), pictures)
 
 
 class Drawing:
@@ -203,8 +197,7 @@ class Drawing:
         """Say what kept images must belong to."""
         self.denoiser, self.settings, self.seed, self.folder, self.progress = denoiser, settings, seed, folder, progress
         self.ids, self.captions = works.column("id"), [captions[0] for captions in works.column("captions")]
-        changed = [(name, tensor_digest(denoiser.weights()[name])) for name in sorted(denoiser.replaced)]
-        self.plan = digest_of([denoiser.digest, changed, repr(denoiser.rules), seed, settings.steps, settings.guidance])
+        self.plan = digest_of([standing(denoiser), seed, settings.steps, settings.guidance])
         self.done = 0
 
     def draw(self, prompts: list[Prompt], limit: float) -> None:

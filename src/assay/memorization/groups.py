@@ -5,14 +5,16 @@ What an audit returns is here too, as all have both in common.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import NamedTuple, Protocol
 
 from PIL import Image
 
+from assay.denoiser import Denoiser
 from assay.errors import BadInput, Unsupported
 from assay.noise import derive
-from assay.record import Record
+from assay.record import Record, versions
 from assay.works import Works
 
 
@@ -23,6 +25,28 @@ class Audit(NamedTuple):
     """The testimony, without pictures."""
     pictures: dict[str, Image.Image]
     """File name -> picture; first the clearest match."""
+
+
+def completed(record: Record, denoiser: Denoiser, works: Works, *, seed: int, started: float, passes: int, **digests: str) -> Record:
+    """Return the record with what every audit adds to it at the end.
+
+    Args:
+        record: the testimony.
+        denoiser: the model.
+        works: the table.
+        seed: of everything random.
+        started: when the audit began, by `time.monotonic`.
+        passes: that the model had made by then.
+        **digests: of whatever else it rests on.
+    """
+    about = {
+        "digests": {"model": denoiser.digest, "works": works.digest, **digests},
+        "seeds": {"seed": seed},
+        "seconds": round(time.monotonic() - started, 2),
+        "passes": denoiser.passes - passes,
+        "versions": versions(),
+    }
+    return record.model_copy(update=about)
 
 
 class Group(NamedTuple):

@@ -31,12 +31,11 @@ from assay.evaluation.blind import Blind, baseline, kernel, words
 from assay.evaluation.features import fixed_features
 from assay.judge import JudgeLike
 from assay.memorization import clid, gsa, loss, pia, quantile, secmi, sima
-from assay.memorization.groups import Audit, Group, choose
+from assay.memorization.groups import Audit, Group, choose, completed
 from assay.memorization.tape import CAPTION, Passes, Tape, play
 from assay.memorization.tape import check as check_passes
 from assay.memorization.verdicts import Evidence, witness
 from assay.noise import derive
-from assay.record import versions
 from assay.works import Works
 
 OTHER = "another"
@@ -230,18 +229,7 @@ def audit(
         scores["quantile"] = quantile.margins(-np.log(TINY - scores["secmi"]), quantile.components(alike), first, **options)
     evidence = Evidence(groups, asked, scores, blind(alike, groups, seed))
     record = witness(works, evidence, asdict(settings), bool(denoiser.rules), seed)
-    return Audit(
-        record.model_copy(
-            update={
-                "digests": {"model": denoiser.digest, "works": works.digest},
-                "seeds": {"seed": seed},
-                "seconds": round(time.monotonic() - start, 2),
-                "passes": denoiser.passes - before,
-                "versions": versions(),
-            }
-        ),
-        {},
-    )
+    return Audit(completed(record, denoiser, works, seed=seed, started=start, passes=before), {})
 
 
 def likeness(works: Works, captions: list[str]) -> np.ndarray:

@@ -27,15 +27,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from assay.denoiser import Denoiser, tensor_digest, to_pictures
+from assay.denoiser import Denoiser, to_pictures
 from assay.errors import Misconfigured
 from assay.evaluation.features import resized
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, choose
+from assay.memorization.groups import Audit, choose, completed
 from assay.memorization.looks import SIZE, compare, looks, strip
 from assay.memorization.testimony import witness
 from assay.noise import derive
-from assay.record import digest_of, kept_tensors, versions, write_atomically
+from assay.patched import standing
+from assay.record import digest_of, kept_tensors, write_atomically
 from assay.works import Works
 
 
@@ -129,8 +130,7 @@ def audit(
     ids, prompts = works.column("id"), [captions[0] for captions in works.column("captions")]
     own = np.repeat(asked, settings.images)
     seeds = [derive(seed, ids[index], number) for index in asked for number in range(settings.images)]
-    state = [denoiser.digest, [(name, tensor_digest(denoiser.weights()[name])) for name in sorted(denoiser.replaced)], repr(denoiser.rules)]
-    plan = digest_of([state, [prompts[index] for index in own], seeds, settings.steps, settings.guidance, settings.batch])
+    plan = digest_of([standing(denoiser), [prompts[index] for index in own], seeds, settings.steps, settings.guidance, settings.batch])
     options = {"steps": settings.steps, "guidance": settings.guidance}
     originals = looks(np.ascontiguousarray(works.pixels(SIZE).transpose(0, 3, 1, 2)), judge)
     compared = []
@@ -159,13 +159,4 @@ def audit(
         pictures["clearest.png"] = strip([works.image(shown[0][0]), *drawn[: -len(shown)]])
         for place, ((index, _), picture) in enumerate(zip(shown, drawn[-len(shown) :]), start=1):
             pictures |= {f"match-{place}-output.png": picture, f"match-{place}-work.png": works.image(index)}
-    record = testimony.record.model_copy(
-        update={
-            "digests": {"model": denoiser.digest, "works": works.digest, "judge": judge.digest},
-            "seeds": {"seed": seed},
-            "seconds": round(time.monotonic() - start, 2),
-            "passes": denoiser.passes - passes,
-            "versions": versions(),
-        }
-    )
-    return Audit(record, pictures)
+    return Audit(completed(testimony.record, denoiser, works, seed=seed, started=start, passes=passes, judge=judge.digest), pictures)

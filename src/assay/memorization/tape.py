@@ -26,9 +26,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from assay.denoiser import Denoiser, tensor_digest
+from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.noise import derive, normal
+from assay.patched import standing
 from assay.record import digest_of, kept_tensors, write_atomically
 from assay.works import Works
 
@@ -144,8 +145,7 @@ def play(
     """
     check(passes, len(denoiser.alphas_cumprod))
     ids = works.column("id")
-    state = [denoiser.digest, [(name, tensor_digest(denoiser.weights()[name])) for name in sorted(denoiser.replaced)]]
-    plan = digest_of([state, [ids[row] for row in rows], wordings, asdict(passes), seed, batch, shard])
+    plan = digest_of([standing(denoiser), [ids[row] for row in rows], wordings, asdict(passes), seed, batch, shard])
     for first in range(0, len(rows), shard):
         file = None if folder is None else folder / f"tape-{plan[:12]}-{first:06d}.safetensors"
         kept = None if file is None else kept_tensors(file)

@@ -21,6 +21,7 @@ from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import Misconfigured, Unsupported
 from assay.noise import derive, generator
 from assay.patch import Manifest, Patch
+from assay.patched import standing
 from assay.record import digest_of, write_atomically
 from assay.training.loop import Loss, Progress, Run, Schedule
 
@@ -169,8 +170,7 @@ def own_latents(
     Returns:
         Latents: float32, (n, c, h, w).
     """
-    weights = denoiser.weights()
-    model = [denoiser.digest, *(tensor_digest(weights[name]) for name in sorted(denoiser.replaced))]
+    model = standing(denoiser)
     parts, starts = [], range(0, len(prompts), batch)
     for done, start in enumerate(starts, 1):
         rows = slice(start, start + batch)

@@ -39,7 +39,7 @@ from assay.patched import Patched
 from assay.record import digest_of, kept_tensors, write_atomically
 from assay.reports.pictures import grid, save_picture
 from assay.verbs.erasure_scenes import Asked, ask
-from assay.verbs.evaluate import Scene, images_of
+from assay.verbs.evaluate import Scene, images_of, judged
 from assay.verbs.generate import Prompt
 from assay.verbs.methods import table
 from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
@@ -332,19 +332,8 @@ class Bench:
 
 
 def counted(judge: JudgeLike, images: torch.Tensor, what: Scene) -> dict[str, Share]:
-    """Count, in every part of a scene, the images that show what was asked: PART.HEAD -> share.
-
-    Heads are the judge's own; `five`, whether the title is among the first five named; and, where the target is a family, `family`: whether the
-    title named is any of the family's.
-    """
-    verdicts = judge.score(images, [row.title for row in what.rows], [row.style for row in what.rows])
-    said = {head: (verdict.known, verdict.right, judge.chance(head)) for head, verdict in verdicts.items()}
-    if (titles := verdicts.get("title")) is not None:
-        chance = judge.chance("title")
-        said["five"] = (titles.known, titles.among_five, min(1.0, 5 * chance))
-        if what.family:
-            inside = np.array([named in what.family for named in titles.named], bool)
-            said["family"] = (titles.known, inside, min(1.0, len(what.family) * chance))
+    """Count, in every part of a scene, the images that show what was asked: PART.HEAD -> share; heads are those of `judged`."""
+    said = judged(judge, images, what)
     return {
         f"{part}.{head}": Share(hits=int(hits[indices][known[indices]].sum()), n=int(known[indices].sum()), chance=chance)
         for part, indices in what.groups.items()

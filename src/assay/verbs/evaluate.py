@@ -161,23 +161,36 @@ def images_of(
     return torch.cat(parts)
 
 
+def judged(judge: JudgeLike, images: torch.Tensor, what: Scene) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    """Judge the images of a scene: head -> (whether it can be judged, whether the image shows what was asked, chance), bool (n,) each.
+
+    Heads are the judge's own; `five`, whether the title is among the first five named; and, where the target is a family of objects, `family`:
+    whether the title named is any of the family's, which a judge can tell far more often than which of them.
+    """
+    verdicts = judge.score(images, [row.title for row in what.rows], [row.style for row in what.rows])
+    said = {head: (verdict.known, verdict.right, judge.chance(head)) for head, verdict in verdicts.items()}
+    if (titles := verdicts.get("title")) is not None:
+        chance = judge.chance("title")
+        said["five"] = (titles.known, titles.among_five, min(1.0, 5 * chance))
+        if what.family:
+            inside = np.array([named in what.family for named in titles.named], bool)
+            said["family"] = (titles.known, inside, min(1.0, len(what.family) * chance))
+    return said
+
+
 def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str = "") -> list[Metric]:
     """Return accuracies on every part of a scene, with intervals (Wilson's; by prompt where a prompt has several images) and chance.
 
-    Of style and title; and, where the target is an object family, of the family: whether the title named is any of the family's, which a judge can
-    tell far more often than which of them.
+    Of style and title; and, where the target is an object family, of the family (`judged`).
     """
     rows = what.rows
-    verdicts = judge.score(images, [row.title for row in rows], [row.style for row in rows])
-    said = {head: (verdict.known, verdict.right, judge.chance(head)) for head, verdict in verdicts.items() if head in ("style", "title")}
-    if what.family and (titles := verdicts.get("title")) is not None:
-        inside = np.array([named in what.family for named in titles.named], bool)
-        said["family"] = (titles.known, inside, min(1.0, len(what.family) * judge.chance("title")))
+    found = judged(judge, images, what)
+    said = {head: found[head] for head in ("style", "title", "family") if head in found}
     signature = f"{judge.name} {judge.digest[:12]}"
     metrics = []
     for name, indices in what.groups.items():
-        for head, (judged, hits, chance) in said.items():
-            chosen = [index for index in indices if judged[index]]
+        for head, (known_, hits, chance) in said.items():
+            chosen = [index for index in indices if known_[index]]
             right = int(hits[chosen].sum())
             prompts = [rows[index].id for index in chosen]
             independent = len(set(prompts))
@@ -299,6 +312,8 @@ def evaluate(
     folder = session.folder(plan)
     if previous := session.finished(folder):
         return previous
+    for stack in (session.stack, [] if mark is None else [(mark, 1.0)]):
+        Patched(session.denoiser, stack).clear()  # a patch of another base is refused before anything is drawn
     base = images_of(other, what.rows, seed=seed, **options, folder=folder / "shards/base", progress=session.bar("images of the base"))
     with session.patched() as denoiser:
         made = images_of(denoiser, what.rows, seed=seed, **options, folder=folder / "shards/model", progress=session.bar("images of the model"))

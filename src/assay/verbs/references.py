@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from assay.concept import Concept
 from assay.errors import BadInput
 from assay.judge import JudgeLike
-from assay.record import Metric
+from assay.record import Metric, write_atomically
 from assay.verbs.session import Session, zoo
 from assay.works import Works
 
@@ -62,7 +62,7 @@ def write(file: Path, protocol: Protocol, figures: dict[str, dict[str, Any]]) ->
         figures: `key` of a concept -> {"reference": its name, "metrics": metrics of the reference, and of A' with the prefix `again.`}.
     """
     about = {"schema": "assay/references/1", "protocol": protocol._asdict(), "concepts": figures}
-    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_atomically(file, (json.dumps(about, indent=1) + "\n").encode())
 
 
 def stored(protocol: Protocol, concept: Concept | None, file: Path | None = None) -> list[Metric]:
