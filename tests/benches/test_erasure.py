@@ -107,7 +107,8 @@ def test_cells_come_in_the_order_of_the_plan():
 
 
 def test_overhead_is_over_bare_passes():
-    """2 s for 100 passes of 10 ms are twice the bare passes; without a pass there is no overhead."""
+    """2 s for 100 passes of 10 ms are twice the bare passes; had half of them gradients, at three each, they are the bare passes themselves."""
     assert Cell(concept="c", row="r", seconds=2.0, passes=100, second_per_pass=0.01).overhead == pytest.approx(2.0)
+    assert Cell(concept="c", row="r", seconds=2.0, passes=100, trained=50, second_per_pass=0.01).overhead == pytest.approx(1.0)
     assert Cell(concept="c", row="r", seconds=2.0).overhead is None
     assert Share(hits=0, n=0).value == 0

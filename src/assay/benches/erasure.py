@@ -154,6 +154,8 @@ class Cell(Part):
     """Of making the patch, in the last sitting."""
     passes: int = 0
     """Of the denoiser, in samples, in the same time."""
+    trained: int = 0
+    """Of those passes, with gradients; a backward pass costs about two forward ones."""
     second_per_pass: float = 0.0
     """Of a bare pass of one sample, on the same machine."""
     peak_bytes: int | None = None
@@ -166,7 +168,7 @@ class Cell(Part):
     @property
     def overhead(self) -> float | None:
         """Seconds over those of the bare passes; None where there were none."""
-        return self.seconds / (self.passes * self.second_per_pass) if self.passes and self.second_per_pass else None
+        return self.seconds / ((self.passes + 2 * self.trained) * self.second_per_pass) if self.passes and self.second_per_pass else None
 
 
 class About(Part):

@@ -223,6 +223,7 @@ class Bench:
         update = {
             "seconds": round(seconds, 3),
             "passes": passes,
+            "trained": min(passes, self.work_of(cell.row)[1]),  # fewer, where an earlier sitting made some
             "peak_bytes": peak,
             "second_per_pass": bare_speed(denoiser)[0] if passes else 0.0,
             "patch_bytes": (folder / "patch.safetensors").stat().st_size,
