@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from assay.benches import erasure
@@ -162,3 +164,15 @@ def test_the_page_shows_the_concept_of_which_most_is_measured():
     assert clearest(results([])) is None
     one = [cell("uce", "random_prompts", 1, concept="clocks"), Cell(concept="cats", row="uce", attack="random_prompts", failed="No.")]
     assert clearest(results(one, ("cats", "clocks"))) == "clocks"
+
+
+def test_what_is_stored_can_be_read_and_says_how_much_it_is():
+    """Every stored cell is one of the plan, and its total is what the prompt alone and the attack on the rest make together."""
+    found = Results.model_validate_json((Path(__file__).parents[2] / "benchmarks/attacks.json").read_bytes())
+    assert f"{len(found.cells)} of {found.planned} cells" in verdict(found).findings[0]
+    rows = {about.name: about.rows for about in found.concepts}
+    for one in found.cells:
+        assert one.row in rows[one.concept]
+        assert one.attack in found.attacks
+        if not one.failed:
+            assert one.shares["total"].hits == one.shares["pre"].hits + one.shares["post"].hits

@@ -209,6 +209,15 @@ def test_a_plan_is_priced_without_making_anything(works, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_search_is_priced_at_its_budget_at_most(works, tmp_path):
+    """Relearning has 8 passes a prompt and its steps' batches with gradients, priced at three; at a second a pass they would outlast 30 s."""
+    bench = bench_of(works, tmp_path, Subject("circle", "object", "circle", ""))
+    settings = bench.chosen["relearning"]
+    trained, cells = settings.steps * settings.batch, [("circle", "uce", "relearning"), ("circle", "uce", "random_prompts")]
+    assert bench.searching(cells, 1e-6) == (24 + trained, pytest.approx((24 + 3 * trained) * 1e-6))
+    assert bench.searching(cells, 1.0) == (24 + trained, 30.0)
+
+
 @pytest.mark.parametrize(
     "given",
     [

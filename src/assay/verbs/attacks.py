@@ -180,19 +180,24 @@ class Bench:
         return [cell for cell in cells if not (self.folder_of(*cell) / "cell.json").exists()]
 
     def cost(self, cells: Sequence[tuple[str, str, str]]) -> dict[str, int]:
-        """Return the passes, those with gradients, and the images of cells, with erasers and plain images that are not kept yet.
+        """Return the passes, those with gradients, and the images of cells, with erasers and plain images that are not kept yet; without searches.
 
-        Not counted: that a sampling rule takes more passes a step, and searches in the text encoder alone.
+        That a sampling rule takes more passes a step is not counted.
         """
         pairs = dict.fromkeys((name, row) for name, row, _ in cells)
         erased = dict.fromkeys((name, part) for name, row in pairs for part in self.rows.parts(row))
         spent = [self.rows.work_of(part) for name, part in erased if not (self.row_folder(name, part) / "patch.safetensors").exists()]
-        spent += [self.work_of(attack) for _, _, attack in cells]
         plain = dict.fromkeys([*((name, BASE) for name, _ in pairs), *pairs])
         drawn_anew = sum(not (self.row_folder(*pair) / "before.safetensors").exists() for pair in plain)
         images = self.settings.each * (drawn_anew + sum(self.attempts(attack) for _, _, attack in cells))
         passes = images * self.settings.image_steps * (1 if self.settings.guidance == 1 else 2) + sum(one for one, _ in spent)
         return {"passes": passes, "training_passes": sum(trained for _, trained in spent), "images": images}
+
+    def searching(self, cells: Sequence[tuple[str, str, str]], second_per_pass: float) -> tuple[int, float]:
+        """Return the passes of the searches, and their seconds where none goes on past the budget; searches of words alone make no passes."""
+        spent = [self.work_of(attack) for _, _, attack in cells]
+        seconds = sum(min(self.settings.budget, (plain + 3 * trained) * second_per_pass) for plain, trained in spent)
+        return sum(plain + trained for plain, trained in spent), seconds
 
     def measure(self, cells: Sequence[tuple[str, str, str]], limit: float | None = None) -> int:
         """Make cells that are not there yet, and stop at the first boundary after the limit in seconds.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from assay.verbs.bench_rows import known_rows
 from assay.verbs.erasure_report import NAME as ERASURE
 from assay.verbs.evaluate import judge_for
 from assay.verbs.methods import method_row
-from assay.verbs.session import Session
+from assay.verbs.session import Session, bare_speed
 from assay.works import Works
 
 NAME = "attacks"
@@ -76,12 +76,15 @@ def measured(
     cells = [cell for cell in cells if (not rows or cell[1] in (*MODELS, *rows)) and (not attacks or cell[2] in attacks)]
     if dry_run:
         left = bench.left(cells)
-        planned = session.dry_run(**bench.cost(left))
+        planned = session.dry_run(**bench.cost(left)).extra["plan"]
+        passes, seconds = bench.searching(left, bare_speed(session.denoiser)[0])
+        planned |= {"passes": planned["passes"] + passes, "seconds": round(planned["seconds"] + seconds, 1)}
         lines = [
             f"{len(left)} of {len(cells)} cells are left to measure; a killed bench, or one stopped by `--limit`, goes on",
-            f"a search ends after {chosen.budget:g} s: searches alone take at most {len(left) * chosen.budget / 3600:.1f} h",
+            f"plan: at most {planned['passes']} passes of the denoiser, about {planned['seconds']:.0f} s, {planned['peak_memory'] / 2**20:.0f} MiB; "
+            f"a search ends after {chosen.budget:g} s",
         ]
-        return replace(planned, extra=planned.extra | {"lines": [*lines, *planned.extra["lines"]]})
+        return Outcome("bench", None, None, extra={"plan": planned, "lines": lines})
     plan = {"command": "bench", "subject": NAME, **bench.digests, "seed": session.seed, "settings": asdict(chosen)}
     OutFolder.check(out, plan)
     bench.measure(cells, limit)
