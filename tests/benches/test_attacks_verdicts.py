@@ -91,6 +91,13 @@ def test_without_a_reference_there_is_no_verdict():
     assert any("`--patch no-families=`" in line for line in verdict(found).findings)
 
 
+def test_a_reference_that_hardly_differs_is_said_not_to_speak():
+    """Plain prompts show 12 of 20 on the base: beside 5 that is less than 40 points, beside 4 it is as many."""
+    for pre, hardly in ((5, True), (4, False)):
+        found = results([cell("base", "random_prompts", 12, pre=12), cell("reference", "random_prompts", pre, pre=pre)])
+        assert any("hardly speaks for `cats`" in line for line in chapter(found, found.concepts[0]).findings) == hardly
+
+
 def test_a_bench_of_erasers_on_another_model_says_nothing():
     cells = [*REFERENCE, cell("uce", "random_prompts", 1), cell("uce", "unlearn_diff_atk", 1)]
     other = erasers({"base": 20, "uce": 20}, DIGESTS | {"model": "n" * 64})

@@ -6,7 +6,8 @@ from assay.benches import erasure
 from assay.benches.attacks import COUNTS, About, Results
 from assay.benches.attacks_verdicts import BY, FLOOR, PUBLISHED, SOURCE, Published, admitted, bars, floors, published
 from assay.benches.erasure import BASE, REFERENCE, Share
-from assay.benches.verdicts import COST, NEAR
+from assay.benches.verdicts import COST, NEAR, ROUNDING
+from assay.evaluation.admission import LEAST
 from assay.evaluation.intervals import wilson
 from assay.evaluation.ranks import FEWEST
 from assay.record import Metric, Record, Table, versions
@@ -112,6 +113,9 @@ def _found(results: Results, about: About, erasers: erasure.Results | None) -> l
     elif cells:
         lines.append(_no_verdict(results, about))
     lines += left_out(results, about.kind)
+    plain = {row: next((cell.shares["pre"].value for cell in cells.get(row, {}).values() if not cell.failed), None) for row in (BASE, REFERENCE)}
+    if None not in plain.values() and (fall := (plain[BASE] or 0) - (plain[REFERENCE] or 0)) < LEAST - ROUNDING:
+        lines.append(f"By plain prompts the reference shows it only {fall:.0%} less than the base: it hardly speaks for `{about.name}`.")
     for row, attacked in cells.items():
         whole = {attack: cell.shares["total"] for attack, cell in attacked.items() if not cell.failed}
         if row not in (BASE, REFERENCE) and whole:

@@ -159,14 +159,6 @@ def write(
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == results.planned
-    return pages.write(
-        folder,
-        NAME,
-        TITLE,
-        f"The concept of which most is measured, {CAPTION}",
-        verdict(results, beside),
-        chapters,
-        again,
-        started,
-        complete=complete,
-    )
+    caption = f"`{clearest(results)}`, of which most is measured, {CAPTION}"
+    whole = verdict(results, beside)
+    return pages.write(folder, NAME, TITLE, caption, whole, chapters, again, started, complete=complete)
