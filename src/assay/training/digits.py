@@ -91,6 +91,25 @@ def pixels() -> torch.Tensor:
     return torch.from_numpy(works().pixels(8)).permute(0, 3, 1, 2).float() / 255
 
 
+def chosen(included: np.ndarray) -> np.ndarray:
+    """Return the rows of the works that a training sees: int64, (n,).
+
+    Raises:
+        Misconfigured: `included` does not fit the works, or leaves none.
+    """
+    if included.shape != (len(works()),) or not included.any():
+        raise Misconfigured(f"{np.count_nonzero(included)} of {len(included)} works make no training set.", f"Choose among {len(works())} works.")
+    return np.flatnonzero(included)
+
+
+def untrained(*, seed: int, settings: DigitsSettings = DigitsSettings()) -> Denoiser:
+    """Return a model with the initial weights of a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "unet"))
+        network = DigitsNetwork(width=settings.width, layers=settings.layers)
+    return Denoiser(pipeline(network), name="digits")
+
+
 def train(
     included: np.ndarray, *, seed: int, settings: DigitsSettings = DigitsSettings(), folder: Path | None = None, progress: Progress | None = None
 ) -> Denoiser:
@@ -121,7 +140,7 @@ def train(
     how = UNetSettings(gamma=0.0, empty=settings.empty, schedule=settings.schedule)
     scheduler: Any = DDPMScheduler.from_config(denoiser.pipeline.scheduler.config)
     states = denoiser.conditioning(texts).states
-    unet: Any = network
+    unet: Any = denoiser.unet
     train_unet(unet, denoiser.latents(pixels()[rows]), states, epoch, how, scheduler, seed=seed, folder=folder, progress=progress).use_average()
     return denoiser
 
