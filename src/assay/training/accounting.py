@@ -2,7 +2,7 @@
 
 The mechanism is the Gaussian one on Poisson samples, composed over the steps, for neighbours that differ by one work more or less. Opacus's
 accountants do the work: `prv` composes the privacy loss itself by Fourier transform (Gopi, Lee and Wutschitz 2021, arXiv 2106.02848) and is tight to
-0.01; `rdp` composes Renyi divergences (Mironov, Talwar and Zhang 2019, arXiv 1908.10530; converted as Balle et al. 2020, Thm. 21), quicker and looser.
+0.01; `rdp` composes Renyi divergences (Mironov, Talwar and Zhang 2019, arXiv 1908.10530; converted as Balle et al. 2020, Thm. 21): quick and loose.
 """
 
 from __future__ import annotations
