@@ -92,23 +92,29 @@ def scrambled(denoiser: Denoiser, ids: Sequence[torch.Tensor], seed: int, probab
     return mixed
 
 
-def magnitudes(denoiser: Denoiser, conditioning: Conditioning, x: torch.Tensor, t: int) -> torch.Tensor:
-    """Return | prediction under the conditioning - prediction under the empty prompt |_2 at one timestep, in the network's own view: (b,)."""
+@torch.no_grad()
+def under_nothing(denoiser: Denoiser, x: torch.Tensor, t: int) -> torch.Tensor:
+    """Return what the network predicts under the empty prompt at one timestep, in its own view: (b, c, h, w)."""
     times = torch.full((len(x),), t, device=denoiser.device)
-    with torch.no_grad():
-        empty = denoiser.predict(x, times, denoiser.conditioning([""]).expand(len(x)), denoiser.view)
+    return denoiser.predict(x, times, denoiser.conditioning([""]).expand(len(x)), denoiser.view)
+
+
+def magnitudes(denoiser: Denoiser, conditioning: Conditioning, x: torch.Tensor, t: int, empty: torch.Tensor) -> torch.Tensor:
+    """Return | prediction under the conditioning - `empty` |_2 at one timestep, in the network's own view: (b,)."""
+    times = torch.full((len(x),), t, device=denoiser.device)
     return (denoiser.predict(x, times, conditioning, denoiser.view) - empty).flatten(1).norm(dim=1)
 
 
 def lowered(denoiser: Denoiser, conditioning: Conditioning, x: torch.Tensor, t: int, target: float, rate: float, steps: int) -> Conditioning:
     """Move the states until the magnitude of each image is at most `target`, or for `steps` steps of AdamW; an image below it is left alone."""
     begin, given = conditioning.states[:, :1].float(), conditioning.states[:, 1:].float()
+    empty = under_nothing(denoiser, x, t)
     with torch.enable_grad():
         moved = given.clone().requires_grad_()
         optimizer = torch.optim.AdamW([moved], lr=rate)
         for _ in range(steps):
             states = torch.cat([begin, moved], 1).to(conditioning.states.dtype)
-            sizes = magnitudes(denoiser, Conditioning(states, conditioning.extra), x, t)
+            sizes = magnitudes(denoiser, Conditioning(states, conditioning.extra), x, t, empty)
             above = sizes.detach() > target
             if not above.any():
                 break

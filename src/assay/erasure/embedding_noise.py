@@ -1,7 +1,7 @@
 """Adds Gaussian noise to what the text encoder says of every prompt, so that no caption is met exactly; changes no weight and trains nothing.
 
-"Understanding and Mitigating Copying in Diffusion Models". Gowthami Somepalli, Vasu Singla, Micah Goldblum, Jonas Geiping, Tom Goldstein. NeurIPS 2023,
-arXiv 2305.20086, Sec. 6. Authors' code: github.com/somepago/DCR, Apache-2.0. Written here from the paper.
+"Understanding and Mitigating Copying in Diffusion Models". Gowthami Somepalli, Vasu Singla, Micah Goldblum, Jonas Geiping, Tom Goldstein. NeurIPS
+2023, arXiv 2305.20086, Sec. 6. Authors' code: github.com/somepago/DCR, Apache-2.0. Written here from the paper.
 
 The denoiser reads e + scale x noise in place of the encoder's states e; the noise is of the image's seed and stays through the sampling.
 

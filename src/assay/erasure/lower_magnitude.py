@@ -14,8 +14,8 @@ Faithful: the objective, its optimiser, steps, rate and early stop. Different: e
 the network's own view (v at the noisiest timestep, where epsilon is known). Magnitudes grow with the root of the latent's size: the authors' target
 is for 4 x 64 x 64.
 
-Cost: up to `steps` passes with gradient and as many without for every image. Known failure: the target is a threshold without a unit; where unmemorised
-prompts pull as hard as memorised ones, as in small models, all lose alignment; who samples without the rule has the whole model.
+Cost: one pass and up to `steps` with gradient more for every image. Known failure: the target is a threshold without a unit; where
+unmemorised prompts pull as hard as memorised ones, as in small models, all lose alignment; who samples without the rule has the whole model.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PROBE: dict[str, Any] = {}
 
 
 def cost(settings: Settings) -> dict[str, int]:
-    """Return the passes that it takes to make: none; the sampler takes up to `steps` with gradient and as many without an image."""
+    """Return the passes that it takes to make: none; the sampler takes one more and up to `steps` with gradient for every image."""
     return {"passes": 0}
 
 
@@ -96,4 +96,6 @@ def check(settings: Settings) -> None:
         Misconfigured: one is.
     """
     if not (settings.target >= 0 and 0 < settings.learning_rate < float("inf") and settings.steps >= 1 and 0 <= settings.strength <= 1):
-        raise Misconfigured("`target` and `learning_rate` are positive, `steps` at least 1, `strength` in [0, 1].", "The authors' are 3, 0.05, 10 and 1.")
+        raise Misconfigured(
+            "`target` and `learning_rate` are positive, `steps` at least 1, `strength` in [0, 1].", "The authors' are 3, 0.05, 10 and 1."
+        )

@@ -4,8 +4,8 @@
 Dziedzic, Franziska Boenisch. NeurIPS 2024, arXiv 2406.02366. Authors' code: github.com/ml-research/localizing_memorization_in_diffusion_models, MIT.
 Written here from the paper's mathematics.
 
-With a_i(y) the activation of neuron i of a value projection for prompt y, and mu_i, sigma_i its mean and deviation over other prompts, a neuron is out
-of distribution at theta where
+With a_i(y) the activation of neuron i of a value projection for prompt y, and mu_i, sigma_i its mean and deviation over other prompts, a neuron is
+out of distribution at theta where
 
     z_i(y) = | a_i(y) - mu_i | / sigma_i > theta
 
@@ -13,9 +13,9 @@ How memorised a prompt is, is told by the noise that the first step predicts, wi
 between any two of `seeds` noises. Neurons at theta = 5, 4.75, ... and the `top` of every layer are cut until M falls below tau. Of those a layer is
 given back whole, then neurons one by one, wherever M stays below tau without them. What is left of all prompts is cut: their rows become 0.
 
-Faithful: score, order of the search, both refinements. Different: a_i is the mean size over the prompt's tokens; tau is the mean plus one deviation of
-M over the concept's preserved prompts, as the authors' is over 50,000 captions (0.428); M's SSIM has even windows of 7; the predicted noise of a v model
-is its epsilon; all blocks can be searched, where the authors' are those down and in the middle.
+Faithful: score, order of the search, both refinements. Different: a_i is the mean size over the prompt's tokens; tau is the mean plus one deviation
+of M over the concept's preserved prompts, as the authors' is over 50,000 captions (0.428); M's SSIM has even windows of 7; the predicted noise of a v
+model is its epsilon; all blocks can be searched, where the authors' are those down and in the middle.
 
 Cost: `seeds` passes for every preserved prompt (at most `others`), and for every prompt at every threshold, layer and neuron tried. Known failure: it
 closes the way from the prompt and leaves the image in the model: a search of embeddings finds it again (Kowalczuk et al., arXiv 2507.16880).
@@ -210,9 +210,15 @@ def ssim(first: torch.Tensor, second: torch.Tensor, window: int = 7) -> torch.Te
 
 
 def search(
-    denoiser: Denoiser, weights: dict[str, torch.Tensor], excited: dict[str, torch.Tensor], prompt: str, noise: torch.Tensor, tau: float, settings: Settings
+    denoiser: Denoiser,
+    weights: dict[str, torch.Tensor],
+    excited: dict[str, torch.Tensor],
+    prompt: str,
+    noise: torch.Tensor,
+    tau: float,
+    settings: Settings,
 ) -> Neurons:
-    """Return the neurons without which a prompt's score stays below tau, or all above the lowest threshold where it never does; none if it is below."""
+    """Return the neurons without which a prompt's score stays below tau; all above the lowest threshold where it never does; none if it is below."""
 
     def remains(neurons: Neurons) -> bool:
         with cut(weights, neurons):

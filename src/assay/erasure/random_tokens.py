@@ -1,7 +1,7 @@
 """Puts random tokens into every prompt, or exchanges some of its tokens for random ones, so that no caption is met exactly; changes no weight.
 
-"Understanding and Mitigating Copying in Diffusion Models". Gowthami Somepalli, Vasu Singla, Micah Goldblum, Jonas Geiping, Tom Goldstein. NeurIPS 2023,
-arXiv 2305.20086, Sec. 6. Authors' code: github.com/somepago/DCR, Apache-2.0. Written here from the paper.
+"Understanding and Mitigating Copying in Diffusion Models". Gowthami Somepalli, Vasu Singla, Micah Goldblum, Jonas Geiping, Tom Goldstein. NeurIPS
+2023, arXiv 2305.20086, Sec. 6. Authors' code: github.com/somepago/DCR, Apache-2.0. Written here from the paper.
 
 A prompt's tokens between begin and end are each exchanged for a random one with a probability, then random ones are inserted at random places; which,
 the image's seed decides. What falls off the end of the encoder's context is lost.
