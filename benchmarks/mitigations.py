@@ -2,8 +2,8 @@
 
     python benchmarks/mitigations.py [--works 8] [--images 2] [--attacked 4] [--others 24] [--tune]
 
-Works are the canaries trained on 64 times under one caption. The first four by id are for validation: `--tune` prints what settings do to them, and
-the presets `small` were chosen there. All other numbers are of the rest.
+Works are the canaries trained on 64 times under one caption. The first four by id are for validation: `--tune` prints what settings do to them.
+All other numbers are of the rest, by the presets `small`.
 
 An image is a copy where two of three measures exceed thresholds that are set on captions of calibration works, at a rate of 5 %
 (`memorization/copies.py`). Elsewhere is how many pairs of title and style, each trained on once, the judge still names. Then embeddings are searched
@@ -135,10 +135,10 @@ class Protocol:
         made, hits = self.copies(works)
         found, again, losses = self.searched(works.take(list(range(attacked))), settings)
         attempts = again.reshape(attacked, -1)
-        figures = {"copies": rate(hits), "works_copied": rate(hits.reshape(len(works), -1).any(1)), "elsewhere": self.elsewhere()}
+        figures = {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(len(works), -1).any(1))), "elsewhere": self.elsewhere()}
         best = [place * attempts.shape[1] + int(attempts[place].argmax()) for place in range(attacked)]
         shown = np.stack([made[:: self.images][:attacked], found[best]], 1)
-        return figures | {"found_again": rate(attempts.any(1)), "losses": losses}, shown
+        return figures | {"found_again": rate(np.asarray(attempts.any(1))), "losses": losses}, shown
 
 
 def mitigated(denoiser: Denoiser, name: str, works: Works, others: Works, given: dict[str, Any] | None = None) -> Patch:
@@ -153,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, number in (("works", 8), ("images", 2), ("attacked", 4), ("others", 24), ("calibration", 100)):
         parser.add_argument(f"--{name}", type=int, default=number)
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
     denoiser, works, judge = assay.load("emoji64"), assay.builtin_works(), CrossJudge.load(zoo("judge"))
@@ -175,7 +176,7 @@ def main() -> None:
         print("none", rate(protocol.copies(tried)[1]), protocol.elsewhere()["title"], flush=True)
         for name, given in TRIED:
             patch = mitigated(denoiser, name, tried, preserved, given)
-            cut = sum(int((patch.change(tensor).abs().sum(1) > 0).sum()) for tensor in patch.names)
+            cut = sum(int((patch.tensors[f"delta/{tensor}"].abs().sum(1) > 0).sum()) for tensor in patch.names)
             with Patched(denoiser, [(patch, 1.0)]):
                 print(name, given, cut, rate(protocol.copies(tried)[1]), protocol.elsewhere()["title"], flush=True)
         return
@@ -192,7 +193,8 @@ def main() -> None:
         "rows": {},
     }
     pictures = []
-    for name in ("none", *METHODS):
+    names = ("none", *options.methods.split(","))
+    for name in names:
         started = time.monotonic()
         stack = [] if name == "none" else [(mitigated(denoiser, name, judged, preserved), 1.0)]
         making = time.monotonic() - started
@@ -200,15 +202,16 @@ def main() -> None:
             row, shown = protocol.row(judged, options.attacked, settings)
         result["rows"][name] = row | {"seconds_to_make": round(making, 1), "settings": stack[0][0].manifest.settings if stack else {}}
         pictures.append(shown)
-        print(name, json.dumps(result["rows"][name]), flush=True)
+        (HERE / "mitigations.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(name, round(time.monotonic() - started), json.dumps(result["rows"][name]), flush=True)
     absent = withheld.take(list(range(options.attacked)))
     _, again, losses = protocol.searched(absent, settings)
     result["rows"]["works never trained on, plain model"] = {
         "copies": rate(protocol.copies(absent)[1]),
-        "found_again": rate(again.reshape(options.attacked, -1).any(1)),
+        "found_again": rate(np.asarray(again.reshape(options.attacked, -1).any(1))),
         "losses": losses,
     }
-    columns = [f"{name}: {what}" for name in ("none", *METHODS) for what in ("caption", "search")]
+    columns = [f"{name}: {what}" for name in names for what in ("caption", "search")]
     cells = [
         [works_picture, *to_pictures(torch.from_numpy(np.concatenate([shown[place] for shown in pictures])) / 255)]
         for place, works_picture in ((place, judged.image(place).resize((64, 64))) for place in range(options.attacked))
