@@ -4,6 +4,8 @@ A rule is data (a name, prompts and settings), so it can be part of a patch with
 at one step v is an affine map of epsilon that is the same for every prompt, so a combination whose weights sum to one means the same in both. Rules
 with thresholds or momentum take differences of epsilon, whatever the network predicts. What a rule does to an image depends on that image alone.
 
+A few rules change what the model is told before the first step instead, and then guide plainly: `retelling.py`.
+
 Letters: u, p and c are the predictions for the empty prompt, the image's prompt and a prompt of the rule; g is the scale of guidance.
 """
 
