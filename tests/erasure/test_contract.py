@@ -36,7 +36,7 @@ METHODS = {
     ),
     "eraseflow": ({"rank": 2, "steps": 2, "batch": 2, "ddim_steps": 3, "early": 1, "late": 1, "learning_rate": 1e-2}, "attention"),
     "adversarial_finetune": (
-        {"steps": 2, "batch": 2, "images": 2, "image_steps": 2, "attack_steps": 1, "learning_rate": 1e-2, "group": "cross-attention"},
+        {"steps": 1, "batch": 1, "images": 1, "image_steps": 2, "attack_steps": 1, "learning_rate": 1e-2, "group": "cross-attention"},
         "cross_attention",
     ),
     "nemo": ({"theta": 1.5, "seeds": 2, "others": 4, "tau": -2.0, "blocks": "all"}, "cross_attention.kv"),
