@@ -19,6 +19,7 @@ model is its epsilon; all blocks can be searched, where the authors' are those d
 
 Cost: `seeds` passes for every preserved prompt (at most `others`), and for every prompt at every threshold, layer and neuron tried. Known failure: it
 closes the way from the prompt and leaves the image in the model: a search of embeddings finds it again (Kowalczuk et al., arXiv 2507.16880).
+Where every prompt fixes its image, as in a small model, M is high for all, and prompts that are memorised may lie below tau.
 """
 
 from __future__ import annotations
