@@ -66,8 +66,6 @@ class Run:
         plan: what the checkpoint belongs to; a checkpoint of another plan is refused.
     """
 
-    beta1 = 0.9
-    """AdamW's first moment decay."""
     figure = "loss"
     """What `losses` are, to whom progress is told."""
 
@@ -86,7 +84,7 @@ class Run:
         self.average = {name: tensor.detach().clone() for name, tensor in parameters.items()} if schedule.ema else {}
         tensors = list(parameters.values())
         self.optimizer = torch.optim.AdamW(
-            tensors, lr=schedule.learning_rate, betas=(self.beta1, schedule.beta2), weight_decay=schedule.weight_decay, fused=True
+            tensors, lr=schedule.learning_rate, betas=(0.9, schedule.beta2), weight_decay=schedule.weight_decay, fused=True
         )
         if folder is not None and (folder / "checkpoint.safetensors").exists():
             self._load(folder / "checkpoint.safetensors")
