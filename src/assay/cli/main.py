@@ -106,8 +106,10 @@ def attack(**options: Any) -> None:
 @cli.command(cls=MethodCommand)
 @model_argument
 @click.option("--works", type=click.Path(), help="The works to look for.  [default: those of the built-in model]")
-@click.option("--method", required=True, help="How: see `assay methods audit`.")
+@click.option("--method", help="How: see `assay methods audit`.  [default: nearest; with --mine, mine]")
 @click.option("--preset", help="A named set of settings: paper or small.  [default: small]")
+@click.option("--mine", type=click.Path(), help="Was my work in it? A folder of your own pictures, or whatever `works import` reads.")
+@click.option("--unseen", type=click.Path(), help="Works that the model never saw, beside --mine.  [default: those of --works that were never shown]")
 @patch_option
 @shared
 def audit(**options: Any) -> None:

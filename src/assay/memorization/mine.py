@@ -40,7 +40,12 @@ from assay.works import Works
 
 MARK = "mine"
 """Attribute that works asked after declare."""
-SIGNS = {"came_out": "comes out almost unchanged", "by_itself": "comes out by itself", "denoised": "is denoised as works trained on are"}
+SIGNS = {
+    "came_out": "an output almost equal to it",
+    "by_itself": "outputs that agree by themselves",
+    "denoised": "denoising like that of works trained on",
+}
+"""Name of a sign -> what is seen of a work."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {"images": 6, "clique": 3, "steps": 15, "guidance": 4.0, "members": 40, "calibration": 60, "holdout": 40},
 }
 PROBE: dict[str, Any] = {"images": 2, "clique": 2, "steps": 2, "members": 4, "divisions": 4}
+
+
+Counts = dict[tuple[str, str], tuple[int, int]]
+"""Kind of works, and name of a sign or `found` for any -> works at which it is seen, and works asked for."""
 
 
 class Evidence(NamedTuple):
@@ -184,7 +193,8 @@ def audit(
     evidence = Evidence(copies, -similarity[:, :, 0], signs)
     never = np.concatenate([scored.rows("calibration"), scored.rows("holdout")])
     p_values = (1 + (clid[never][None] >= clid[mine][:, None]).sum(1)) / (len(never) + 1)
-    metrics, rates = _rates(groups, evidence, rate)
+    metrics, counts = _rates(groups, evidence, rate)
+    rates = in_words(counts)
     told = [f"Images are compared at {rate:.1%} false alarms a sign." if rate > settings.false_positive_rate else ""]
     if min(len(mine), len(never)) >= LEAST:
         result = infer(scored.table[mine], scored.table[never], seed=seed, divisions=settings.divisions)
@@ -193,7 +203,7 @@ def audit(
         told.insert(0, f"All {len(mine)} works together, by dataset inference: p = {result.p_value:.2g}, {verdict} at 1 %.")
     else:
         told.insert(0, f"{len(mine)} works are too few for a test of the collection: {LEAST} are needed.")
-    table, pictures = _rows(works, pixels, groups[-1], prompts, evidence, mine, p_values, rates)
+    table, pictures = _rows(works, pixels, groups[-1], prompts, evidence, mine, p_values, counts)
     record = Record(
         command="audit",
         method="mine",
@@ -213,30 +223,41 @@ def audit(
     return Audit(completed(record, denoiser, works, seed=seed, started=start, passes=before, judge=judge.digest), pictures)
 
 
-def _rates(groups: list[Group], evidence: Evidence, rate: float) -> tuple[list[Metric], str]:
-    """Return how often signs are seen, group by group, and the error rates in words."""
+def _rates(groups: list[Group], evidence: Evidence, rate: float) -> tuple[list[Metric], Counts]:
+    """Return how often signs are seen, group by group, as metrics and as counts."""
     signs = evidence.signs | {"found": np.any(list(evidence.signs.values()), 0)}
-    metrics, found, first = [], {}, 0
+    metrics, counts, first = [], {}, 0
     for group in groups:
         rows = slice(first, first + len(group.works))
         first += len(group.works)
         prefix = {"holdout": "false_positives", "members": "power", "mine": "mine"}.get(group.kind)
         for name, seen in signs.items() if prefix else ():
-            hits = int(seen[rows].sum())
-            low, high = wilson(hits, len(group.works))
-            chance = None if name == "found" else rate
-            metrics.append(Metric(name=f"{prefix}.{name}", value=hits / len(group.works), low=low, high=high, n=len(group.works), chance=chance))
-            found[group.kind, name] = f"{hits} of {len(group.works)} (95 % interval {low:.0%} to {high:.0%})"
-    false, power = found.get(("holdout", "found")), found.get(("members", "found"))
-    said = f"of works never trained it finds {false}" if false else "there are no holdout works to measure its false alarms on"
-    said += f"; of works that were in, {power}" if power else "; how many works that were in it finds is not known for this model"
-    return metrics, f"The test's error rates, any sign counting: {said}."
+            hits, of = int(seen[rows].sum()), len(group.works)
+            low, high = wilson(hits, of)
+            metrics.append(Metric(name=f"{prefix}.{name}", value=hits / of, low=low, high=high, n=of, chance=None if name == "found" else rate))
+            counts[group.kind, name] = hits, of
+    return metrics, counts
+
+
+def in_words(counts: Counts) -> str:
+    """Say how often any sign is seen at works that were never trained, and at works that were."""
+    told = {}
+    for kind in ("holdout", "members"):
+        if (kind, "found") in counts:
+            hits, of = counts[kind, "found"]
+            low, high = wilson(hits, of)
+            told[kind] = f"{hits} of {of} (95 % interval {low:.0%} to {high:.0%})"
+    said = f"of works never trained it finds {told['holdout']}" if "holdout" in told else "there are no holdout works to measure its false alarms on"
+    said += (
+        f"; of works that were in, {told['members']}" if "members" in told else "; how many works that were in it finds is not known for this model"
+    )
+    return f"The test's error rates, any sign counting: {said}."
 
 
 def _summary(evidence: Evidence, mine: np.ndarray) -> str:
-    seen = [f"{int(flags[mine].sum())} {words}" for (_, flags), words in zip(evidence.signs.items(), SIGNS.values(), strict=True)]
+    seen = [f"{SIGNS[name]} for {int(flags[mine].sum())}" for name, flags in evidence.signs.items()]
     count = int(np.any([flags[mine] for flags in evidence.signs.values()], 0).sum())
-    return f"Of {len(mine)} works, {count} show a sign of having been used: {', '.join(seen)}."
+    return f"A sign of having been used was seen for {count} of {len(mine)} works: {', '.join(seen)}."
 
 
 def _rows(
@@ -247,7 +268,7 @@ def _rows(
     evidence: Evidence,
     mine: np.ndarray,
     p_values: np.ndarray,
-    rates: str,
+    counts: Counts,
 ) -> tuple[Table, dict[str, Image.Image]]:
     """Return a row and a sentence a work, the clearest first, and the pictures they show."""
     order = sorted(range(len(mine)), key=lambda k: (-int(evidence.copies[mine[k]].sum()), evidence.distance[mine[k]].min()))
@@ -266,7 +287,7 @@ def _rows(
         hits, caption = int(evidence.copies[at].sum()), works.column("captions")[row][0]
         rows.append([
             *({"picture": f"{name}-{place}.png"} for name in shown),
-            sentence(seen, hits, evidence.copies.shape[1], caption, float(p_values[k]), rates),
+            sentence(seen, hits, evidence.copies.shape[1], caption, float(p_values[k]), counts),
             f"{hits} of {evidence.copies.shape[1]}",
             "yes" if "by_itself" in seen else "no",
             round(float(p_values[k]), 3),
@@ -278,11 +299,31 @@ def _rows(
     return Table(title="Work by work", columns=[*heads, "the other is"], rows=rows), pictures
 
 
-def sentence(seen: set[str], hits: int, attempts: int, caption: str, p_value: float, rates: str) -> str:
-    """Say in plain words what was found of one work."""
-    if "came_out" in seen or "by_itself" in seen:
+def sentence(seen: set[str], hits: int, attempts: int, caption: str, p_value: float, counts: Counts) -> str:
+    """Say in plain words what was found of one work, and how often the same is found where nothing is to be found.
+
+    Args:
+        seen: names of the signs.
+        hits: copies among the attempts.
+        attempts: images drawn from the caption.
+        caption: what was asked for.
+        p_value: of the work's score of membership among works never trained.
+        counts: how often signs are seen, by kind of work and name.
+    """
+
+    def alarms(name: str) -> str:
+        wrong, of = counts.get(("holdout", name), (0, 0))
+        return f" The same was seen for {wrong} of {of} works never trained." if of else ""
+
+    if hits:
+        alone = " They agree so closely that they were found without looking at the work." if "by_itself" in seen else ""
         said = f"An image almost equal to this work came out in {hits} of {attempts} attempts when asked with its caption “{caption}”."
-        return said + (" They agree so closely that they were found without looking at the work." if "by_itself" in seen else "")
+        return said + alone + alarms("came_out")
+    if "by_itself" in seen:
+        return f"Asked {attempts} times with “{caption}”, the model draws images that agree closely and lie near this work." + alarms("by_itself")
     if "denoised" in seen:
-        return f"“{caption}”: no copy came out, but the model denoises this work as works it was trained on (p = {p_value:.2g}): a hint, no proof."
-    return f"“{caption}”: we found no sign; that does not prove that it was not used. {rates}"
+        said = f"“{caption}”: no copy came out, but the model denoises this work as works it was trained on (p = {p_value:.2g}): a hint, no proof."
+        return said + alarms("denoised")
+    said = f"“{caption}”: we found no sign; that does not prove that it was not used."
+    found, of = counts.get(("members", "found"), (0, 0))
+    return said + (f" The test finds about {100 * found / of:.0f} of 100 works that were in." if of else "")
