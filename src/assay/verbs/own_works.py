@@ -77,11 +77,11 @@ def noted(record: Record, own: Gathered) -> dict[str, Any]:
     """Return what a record gains that says how own works were read."""
     told = []
     if own.aside:
-        told.append(f"{len(own.aside)} works could not be read and were set aside, each with its reason.")
+        told.append(f"Set aside because they could not be read, each with its reason: {len(own.aside)}.")
     if own.untitled:
-        told.append(f"{own.untitled} works have no caption; they were asked for by their files' names.")
+        told.append(f"Asked for by their files' names, because they have no caption: {own.untitled}.")
     if own.twins:
-        told.append(f"{own.twins} works of known standing are the same pictures as yours, or nearly so, and were left out.")
+        told.append(f"Works of known standing left out, because a work of yours is the same picture or nearly so: {own.twins}.")
     aside = [Table(title="Set aside", columns=["work", "reason"], rows=[list(row) for row in own.aside[:200]])] if own.aside else []
     return {"findings": [*record.findings, *told], "tables": [*record.tables, *aside], "quarantined": len(own.aside)}
 
