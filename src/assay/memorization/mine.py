@@ -203,7 +203,7 @@ def audit(
         told.insert(0, f"All {len(mine)} works together, by dataset inference: p = {result.p_value:.2g}, {verdict} at 1 %.")
     else:
         told.insert(0, f"{len(mine)} works are too few for a test of the collection: {LEAST} are needed.")
-    table, pictures = _rows(works, pixels, groups[-1], prompts, evidence, mine, p_values, counts)
+    tables, pictures = _rows(works, pixels, groups[-1], prompts, evidence, mine, p_values, counts)
     record = Record(
         command="audit",
         method="mine",
@@ -218,7 +218,7 @@ def audit(
             "Each sign has its own false alarms; the rate of any of them together is the one measured on holdout works.",
             "The p-value of the collection holds where works never trained are of the same kind as the works asked after.",
         ],
-        tables=[table],
+        tables=tables,
     )
     return Audit(completed(record, denoiser, works, seed=seed, started=start, passes=before, judge=judge.digest), pictures)
 
@@ -269,10 +269,10 @@ def _rows(
     mine: np.ndarray,
     p_values: np.ndarray,
     counts: Counts,
-) -> tuple[Table, dict[str, Image.Image]]:
-    """Return a row and a sentence a work, the clearest first, and the pictures they show."""
+) -> tuple[list[Table], dict[str, Image.Image]]:
+    """Return a sentence a work, the clearest first, the numbers behind it, and the pictures they show."""
     order = sorted(range(len(mine)), key=lambda k: (-int(evidence.copies[mine[k]].sum()), evidence.distance[mine[k]].min()))
-    rows, pictures = [], {}
+    told, rows, pictures = [], [], {}
     for place, k in enumerate(order, start=1):
         at, row = int(mine[k]), group.works[k]
         best = int(evidence.distance[at].argmin())
@@ -285,9 +285,10 @@ def _rows(
         about = works[other]
         seen = {name for name, flags in evidence.signs.items() if flags[at]}
         hits, caption = int(evidence.copies[at].sum()), works.column("captions")[row][0]
+        said = sentence(seen, hits, evidence.copies.shape[1], caption, float(p_values[k]), counts)
+        told.append([*({"picture": f"{name}-{place}.png"} for name in shown), said])
         rows.append([
-            *({"picture": f"{name}-{place}.png"} for name in shown),
-            sentence(seen, hits, evidence.copies.shape[1], caption, float(p_values[k]), counts),
+            caption,
             f"{hits} of {evidence.copies.shape[1]}",
             "yes" if "by_itself" in seen else "no",
             round(float(p_values[k]), 3),
@@ -295,8 +296,9 @@ def _rows(
             round(float(apart[other]), 4),
             ", ".join(filter(None, (about["title"] or about["id"][:12], about["style"], about["creator"]))),
         ])
-    heads = ["work", "nearest output", "nearest other work", "what was found", "copies", "by itself", "p (CLiD)", "to the work", "to the other"]
-    return Table(title="Work by work", columns=[*heads, "the other is"], rows=rows), pictures
+    heads = ["caption", "copies", "agree by themselves", "p (CLiD)", "output to the work", "output to the other", "the other is"]
+    found = Table(title="Work by work", columns=["work", "nearest output", "nearest other work", "what was found"], rows=told)
+    return [found, Table(title="The numbers behind", columns=heads, rows=rows)], pictures
 
 
 def sentence(seen: set[str], hits: int, attempts: int, caption: str, p_value: float, counts: Counts) -> str:
