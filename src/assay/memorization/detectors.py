@@ -1,7 +1,7 @@
 """Scores prompts, not works: which captions bring out a copy, by four published detectors that read one trace of every prompt.
 
-The detectors are those of `noise_difference.py` (Wen et al. 2024), `attention_entropy.py` (Ren et al. 2024), `bright_ending.py` (Chen et al. 2025) and
-`anisotropy.py` (Asthana and Belagiannis 2026); `trace.py` makes the passes that all of them read. None looks at the works.
+The detectors are those of `noise_difference.py` (Wen et al. 2024), `attention_entropy.py` (Ren et al. 2024), `bright_ending.py` (Chen et al. 2025)
+and `anisotropy.py` (Asthana and Belagiannis 2026); `trace.py` makes the passes that all of them read. None looks at the works.
 
 Captions of canaries with many copies are what a detector must find; captions never trained, of holdout works and of canaries withheld, are what it
 must pass over: they are of the same kind and length, which the papers' sets of prompts are not. Ordinary members stand beside. Thresholds are set on
@@ -88,7 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 15,
         "guidance": 4.0,
         "last": 3,
-        "late": 1,
+        "late": 2,
         "tokens": "embeddings",
         "members": 60,
         "calibration": 150,
@@ -109,10 +109,8 @@ def check(settings: Settings) -> None:
         raise Misconfigured("`last` lies between 1 and `steps`, `layer` is not negative and `alignment` finite.", "Use a preset.")
     if settings.tokens not in ("states", "embeddings"):
         raise Misconfigured(f"`tokens` is states or embeddings; got {settings.tokens}.", "Use a preset.")
-    if (
-        min(settings.calibration, settings.copies, settings.batch, settings.shard) < 1
-        or min(settings.members, settings.holdout, settings.matches) < 0
-    ):
+    least = (settings.calibration, settings.copies, settings.batch, settings.shard)
+    if min(least) < 1 or min(settings.members, settings.holdout, settings.matches) < 0:
         raise Misconfigured("Numbers of captions cannot be negative; `calibration`, `copies`, `batch` and `shard` are at least 1.", "Use a preset.")
     if not 0 < settings.false_positive_rate < 1:
         raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.05.")

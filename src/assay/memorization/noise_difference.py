@@ -64,8 +64,8 @@ def significance(denoiser: Denoiser, prompt: str, seeds: Sequence[int], t: int, 
 def marked(denoiser: Denoiser, prompt: str, significances: torch.Tensor) -> tuple[str, str]:
     """Return a prompt with its triggering tokens in brackets, and the three heaviest with their shares.
 
-    A token is marked where its significance is at least the mean of the prompt's tokens and one standard deviation; the begin token, the end token and
-    pads are left out.
+    A token is marked where its significance is at least the mean of the prompt's tokens and one standard deviation; begin token, end token and pads
+    are left out.
     """
     tokenizer, _ = denoiser.family.encoders[0]
     (end,) = ends_of(denoiser, [prompt]).tolist()
@@ -81,4 +81,4 @@ def marked(denoiser: Denoiser, prompt: str, significances: torch.Tensor) -> tupl
         text += (f"[{word}]" if value >= limit and len(values) > 1 else word) + (" " if last else "")
     shares = values / max(values.sum(), 1e-30)
     order = np.argsort(-shares, kind="stable")[:3]
-    return text.strip(), ", ".join(f"{names[place].removesuffix('</w>')} {shares[place]:.0%}" for place in order)
+    return text.replace("][", "").strip(), ", ".join(f"{names[place].removesuffix('</w>')} {shares[place]:.0%}" for place in order)
