@@ -1,15 +1,12 @@
-"""From scores of prompts to a record: areas, rates at thresholds from captions of calibration works, and what that does and does not say."""
+"""From scores of prompts to a record: what every detector tells, the most suspicious captions, and what that does and does not say."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from assay.evaluation.intervals import wilson
-from assay.evaluation.thresholds import threshold_at
-from assay.memorization.verdicts import Evidence, area, canaries
-from assay.record import Curve, Metric, Record, Table
+from assay.memorization.separation import findings, separate
+from assay.memorization.verdicts import Evidence, canaries
+from assay.record import Record, Table
 from assay.works import Works
 
 NAMES = {
@@ -60,90 +57,25 @@ def witness(works: Works, evidence: Evidence, shown: list[Shown], settings: dict
         ruled: whether the model carries a rule of guidance.
     """
     evidence = evidence._replace(known=NAMES)
-    calibration, holdout, members = (evidence.rows(kind) for kind in ("calibration", "holdout", "members"))
-    doses = [group for group in evidence.groups if group.kind == "canary"]
-    heavy = [evidence.rows("canary", arm=group.arm, dose=group.dose) for group in doses if group.dose >= settings["copies"]]
-    found = np.concatenate(heavy) if heavy else np.empty(0, np.int64)
-    withheld = [evidence.rows("canary", arm=group.arm, dose=0) for group in doses if group.dose == 0]
-    passed = np.concatenate([holdout, *withheld])  # never trained, and no part of setting thresholds
-    never = np.concatenate([calibration, passed])
-    rate = max(settings["false_positive_rate"], 1 / (len(calibration) + 1))
-    metrics, rows, thresholds = [], [], {}
-    for name, words in evidence.names.items():
-        scores = evidence.scores[name]
-        limit = thresholds[name] = threshold_at(scores[calibration], rate).value
-        line: list[Any] = [words]
-        for suffix, places in (("auc", found), ("members.auc", members)):
-            if not len(places):
-                continue
-            value, low, high = area(scores, places, never)
-            about: dict[str, Any] = {"n": len(places) + len(never), "chance": 0.5, "better": "lower"}
-            metrics.append(Metric(name=f"{name}.{suffix}", value=value, low=low, high=high, **about))
-            line.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
-        for suffix, places in (("tpr", found), ("members.flagged", members), ("false_positives", passed)):
-            if not len(places):
-                continue
-            count = int((scores[places] > limit).sum())
-            low, high = wilson(count, len(places))
-            about = {"n": len(places), "chance": rate, "better": "lower"}
-            metrics.append(Metric(name=f"{name}.{suffix}", value=count / len(places), low=low, high=high, **about))
-            line.append(f"{count} of {len(places)} ({low:.0%} to {high:.0%})")
-        rows.append(line)
-    heads = ["detector"]
-    heads += [f"AUC, at least {settings['copies']} copies"] if len(found) else []
-    heads += ["AUC, ordinary members"] if len(members) else []
-    heads += [f"captions of at least {settings['copies']} copies flagged"] if len(found) else []
-    heads += ["members flagged"] if len(members) else []
-    heads += ["never trained flagged"] if len(passed) else []
-    tables = [Table(title=f"Captions against {len(never)} never trained, flagged at a rate of {rate:.1%}", columns=heads, rows=rows)]
-    by_dose, table, curve = canaries(evidence, never)
-    curves: list[Curve] = [curve] if curve else []
-    tables += [table] if table else []
-    tables += [_captions(works, evidence, shown, thresholds)] if shown else []
+    about: dict[str, Any] = {"copies": settings["copies"], "rate": settings["false_positive_rate"], "what": "captions"}
+    found = separate(evidence, **about)
+    by_dose, table, curve = canaries(evidence, found.never)
+    tables = [found.table, *([table] if table else []), *([_captions(works, evidence, shown, found.thresholds)] if shown else [])]
+    said = findings(evidence, found, **about)
+    if ruled:
+        said.append("The model carries a rule of guidance; prompts were sampled by plain guidance, and detectors do not see the rule.")
     return Record(
         command="audit",
         method="detectors",
         question="Which captions bring out copies, by what they do to the model, without looking at the works?",
         given=settings,
-        resolved=settings | {"rate": round(rate, 6)},
-        metrics=metrics + by_dose,
-        findings=findings(evidence, metrics, settings, rate, ruled),
+        resolved=settings | {"rate": round(found.rate, 6)},
+        metrics=found.metrics + by_dose,
+        findings=said,
         shows_not=SHOWS_NOT,
         tables=tables,
-        curves=curves,
+        curves=[curve] if curve else [],
     )
-
-
-def findings(evidence: Evidence, metrics: list[Metric], settings: dict[str, Any], rate: float, ruled: bool) -> list[str]:
-    """Say in words what was found: copied works' captions, ordinary members, the rate that holds, and what was not seen."""
-    by = {metric.name: metric for metric in metrics}
-    said = []
-    for suffix, kind, flagged in (
-        ("auc", f"Captions of canaries with at least {settings['copies']} copies", "tpr"),
-        ("members.auc", "Captions of ordinary members", "members.flagged"),
-    ):
-        areas = {name: by[f"{name}.{suffix}"].value or 0.0 for name in evidence.names if f"{name}.{suffix}" in by}
-        if not areas:
-            continue
-        best, worst = max(areas, key=areas.__getitem__), min(areas, key=areas.__getitem__)
-        metric, called = by[f"{best}.{suffix}"], by[f"{best}.{flagged}"]
-        said.append(
-            f"{kind} against captions never trained: of {len(areas)} scores {NAMES[best]} tells most, AUC {areas[best]:.3f} (95 % interval "
-            f"{metric.low:.3f} to {metric.high:.3f}), and {NAMES[worst]} least, {areas[worst]:.3f}; chance is 0.5. At a false-positive rate of "
-            f"{rate:.1%} it flags {_of(called)}."
-        )
-    held = [by[f"{name}.false_positives"] for name in evidence.names if f"{name}.false_positives" in by]
-    if held:
-        most = max(held, key=lambda metric: metric.value or 0.0)
-        said.append(
-            f"Of captions never trained that set no threshold, {NAMES[most.name.split('.')[0]]} flags most, {_of(most)}; {rate:.1%} was aimed at."
-        )
-    if rate > settings["false_positive_rate"]:
-        least = int(np.ceil(1 / settings["false_positive_rate"])) - 1
-        said.append(f"The calibration captions cannot hold a rate of {settings['false_positive_rate']:.1%}: {least} are needed.")
-    if ruled:
-        said.append("The model carries a rule of guidance; prompts were sampled by plain guidance, and detectors do not see the rule.")
-    return said
 
 
 def _captions(works: Works, evidence: Evidence, shown: list[Shown], thresholds: dict[str, float]) -> Table:
@@ -158,7 +90,3 @@ def _captions(works: Works, evidence: Evidence, shown: list[Shown], thresholds: 
     heads = ["output", "bright ending", "work", "caption, triggers in brackets", "heaviest tokens", "of", "creator"]
     heads += [NAMES[name] for name in ("masked_magnitude", "magnitude", "entropy_d", "bright_ending")] + ["flagged by"]
     return Table(title="The most suspicious captions, by noise difference within the bright ending", columns=heads, rows=lines)
-
-
-def _of(metric: Metric) -> str:
-    return f"{round((metric.value or 0) * metric.n)} of {metric.n} (95 % interval {metric.low or 0:.0%} to {metric.high or 0:.0%})"
