@@ -60,13 +60,15 @@ class Evidence(NamedTuple):
     """Their rows in the table, in order."""
     scores: dict[str, np.ndarray]
     """Name -> (works,), higher for members; `timesteps` is the loss at each: (works, timesteps)."""
-    blind: Blind | None
+    blind: Blind | None = None
     """The baseline without a model."""
+    known: dict[str, str] = NAMES
+    """Names of scores: as metrics have them -> as people do."""
 
     @property
     def names(self) -> dict[str, str]:
-        """The scores that were computed, as in `NAMES`."""
-        return {name: words for name, words in NAMES.items() if name in self.scores}
+        """The scores that were computed, as in `known`."""
+        return {name: words for name, words in self.known.items() if name in self.scores}
 
     @property
     def table(self) -> np.ndarray:
