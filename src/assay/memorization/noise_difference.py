@@ -43,13 +43,10 @@ def significance(denoiser: Denoiser, prompt: str, seeds: Sequence[int], t: int, 
         t: the sampler's first timestep.
         at: `states`, or `embeddings`; those of two encoders count together.
     """
-    count = len(seeds)
-    if at == "embeddings":
-        ids = [tokens.repeat(count, 1) for tokens in denoiser.family.tokenize([prompt])]
-        leaves = [embedded.detach().requires_grad_() for embedded in denoiser.family.embed(ids)]
-    else:
-        ids, plain = [], denoiser.conditioning([prompt] * count)
-        leaves = [plain.states.detach().clone().requires_grad_()]
+    count, plain = len(seeds), denoiser.conditioning([prompt] * len(seeds))
+    ids = [tokens.repeat(count, 1) for tokens in denoiser.family.tokenize([prompt])]
+    leaves = denoiser.family.embed(ids) if at == "embeddings" else [plain.states]
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     x = normal(denoiser.latent_shape, seeds).to(leaves[0])
     times = torch.full((count,), t, device=x.device)
     with torch.no_grad():

@@ -115,7 +115,7 @@ def follow(denoiser: Denoiser, prompts: Sequence[str], ids: Sequence[str], cours
     with exposed(denoiser.unet) as maps:
         for first in range(0, len(seeds), max(1, batch // 2)):
             part = slice(first, first + max(1, batch // 2))
-            told = denoiser.conditioning([prompts[row] for row in rows[part]])
+            told = denoiser.conditioning([prompts[int(row)] for row in rows[part]])
             parts.append(_follow(denoiser, told, seeds[part], ends[rows[part]], course, maps))
     joined = [torch.cat(tensors).unflatten(0, (len(prompts), course.draws)) for tensors in zip(*parts, strict=True)]
     guidance, attention, ending, late, late_empty, latents = joined
