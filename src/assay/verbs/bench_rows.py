@@ -20,6 +20,9 @@ from assay.record import write_atomically
 from assay.verbs.methods import method_row, table
 from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
 
+AGAINST_COPIES = ("adversarial_finetune", "embedding_noise", "lower_magnitude", "nemo", "random_tokens")
+"""Methods that keep copies of memorised works from coming out and leave every concept in: no rows here, `benchmarks/mitigations.py` measures them."""
+
 
 class Rows:
     """Erasers with their settings, and models given as patches.
@@ -44,7 +47,7 @@ class Rows:
         if unknown := [name for name in patches if name not in names]:
             raise Misconfigured(f"No row of the bench is called `{unknown[0]}`.", f"Name the patches {', '.join(sorted(names))}.")
         self.patches = {name: Patch.load(path) for name, path in patches.items()}
-        self.modules = {row["name"]: import_module(row["module"]) for row in table("erasure")}
+        self.modules = {row["name"]: import_module(row["module"]) for row in table("erasure") if row["name"] not in AGAINST_COPIES}
 
     @cached_property
     def chosen(self) -> dict[str, Any]:
