@@ -166,15 +166,15 @@ class PrivateRun(Run):
         chunk: int = 128,
     ) -> None:
         """Take up the checkpoint in `folder`, if there is one."""
-        self.sample_loss, self.draw, self.kept, self.chunk = loss, draw, kept, chunk
-        super().__init__(parameters, self._no_loss, schedule, seed=seed, folder=folder, plan=plan)
+        self.draw, self.kept, self.chunk = draw, kept, chunk
+        super().__init__(parameters, loss, schedule, seed=seed, folder=folder, plan=plan)
 
     def gradients(self, rng: torch.Generator) -> float:
         """Give every parameter the noised mean of the clipped gradients of a Poisson sample, and return its norm."""
         kept = self.kept
         rows = (torch.rand(kept.works, generator=rng, dtype=torch.float64) < kept.sampling_rate).nonzero()[:, 0]
         if len(rows):
-            total = clipped_sum(self.sample_loss, self.parameters, self.draw(rows, rng), kept.clip, self.chunk)
+            total = clipped_sum(self.loss, self.parameters, self.draw(rows, rng), kept.clip, self.chunk)
         else:
             total = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         for name, parameter in self.parameters.items():
@@ -183,9 +183,6 @@ class PrivateRun(Run):
                 total[name] += kept.noise_multiplier * kept.clip * noise
             parameter.grad = total[name] / (kept.sampling_rate * kept.works)
         return float(torch.stack([(value / (kept.sampling_rate * kept.works)).square().sum() for value in total.values()]).sum().sqrt())
-
-    def _no_loss(self, step: int, rng: torch.Generator) -> torch.Tensor:
-        raise NotImplementedError  # `gradients` takes its place
 
 
 class Draws:
