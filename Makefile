@@ -26,7 +26,7 @@ unit: $(VENV)/.tested
 
 # The same figures on processors with wide vectors and matrix units as on those without.
 avx2: $(VENV)/.tested
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m portable
+	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m portable --numprocesses auto --dist worksteal
 
 methods: $(VENV)/.tested
 	$(BIN)/python -m assay.testing.probe

@@ -90,6 +90,8 @@ class Curve(Part):
     """Name of a line -> points (x, y, low, high)."""
     x_scale: Literal["linear", "log", "symlog"] = "linear"
     """Scale of the horizontal axis."""
+    y_scale: Literal["linear", "log"] = "linear"
+    """Scale of the vertical axis; on a logarithmic one what is not above zero lies at the foot."""
 
     @field_validator("lines")
     @classmethod

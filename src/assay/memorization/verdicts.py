@@ -190,7 +190,7 @@ def canaries(evidence: Evidence, never: np.ndarray) -> tuple[list[Metric], Table
 
 
 def roc(evidence: Evidence, members: np.ndarray, never: np.ndarray) -> Curve:
-    """Draw true- against false-positive rates of ordinary members, the latter on a logarithmic scale from one work upwards."""
+    """Draw true- against false-positive rates of ordinary members, both on logarithmic scales (Carlini et al. 2022, Section IV)."""
     both = np.concatenate([members, never])
     lines = {}
     for name, words in evidence.names.items():
@@ -198,8 +198,8 @@ def roc(evidence: Evidence, members: np.ndarray, never: np.ndarray) -> Curve:
         last = np.append(np.diff(false) > 0, True) & (false > 0)  # the best true-positive rate at every false-positive rate
         lines[words] = [(round(float(x), 5), round(float(y), 5), None, None) for x, y in zip(false[last], true[last])]
     lines["chance"] = [(x, x, None, None) for x in np.geomspace(1 / len(never), 1, 9).round(5).tolist()]
-    label = "true-positive rate"
-    return Curve(title="Ordinary members", x_label="false-positive rate", y_label=label, lines=lines, x_scale="log")
+    labels = {"x_label": "false-positive rate", "y_label": "true-positive rate"}
+    return Curve(title="Ordinary members", **labels, lines=lines, x_scale="log", y_scale="log")
 
 
 def collections(works: Works, evidence: Evidence, divisions: int, seed: int) -> list[Collection]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -106,16 +107,25 @@ def _scales(axes: Axes, curve: Curve) -> None:
         axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_major_formatter(FixedFormatter([digits.number(x) for x in places]))
         axes.xaxis.set_minor_locator(NullLocator())
-    elif curve.x_scale != "linear":  # the formatters that come with these scales write TeX, which is not parsed here
-        if curve.x_scale == "log":
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: digits.number(x)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    elif curve.x_scale != "linear":
+        _plain_numbers(axes.xaxis, curve.x_scale)
     heights = [v for p in points for v in p[1:] if v is not None]
-    if heights and min(heights) >= 0 and 0.3 <= max(heights) <= 1:
+    if curve.y_scale == "log":
+        axes.set_yscale("log", nonpositive="clip")
+        _plain_numbers(axes.yaxis, curve.y_scale)
+        axes.set_ylim(min((p[1] for p in points if p[1] > 0), default=0.1), max([1.0, *heights]))
+    elif heights and min(heights) >= 0 and 0.3 <= max(heights) <= 1:
         axes.set_ylim(0, 1)
     elif heights and min(heights) >= 0:
         axes.set_ylim(bottom=0)
+
+
+def _plain_numbers(axis: Axis, scale: str) -> None:
+    """Write numbers as they are read: the formatters that come with these scales write TeX, which is not parsed here."""
+    if scale == "log":
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: digits.number(x)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _themed(svg: str, title: str, name: str) -> str:
