@@ -31,6 +31,8 @@ def test_an_audit_of_a_tiny_pipeline(denoiser, works):
     named = {cell["picture"] for row in record.tables[-1].rows for cell in row if isinstance(cell, dict)}
     assert set(made.pictures) == named | {"most-suspicious.png"}
     assert len(record.tables[-1].rows) == QUICK.matches
+    flags = [int(row[-1].split()[0]) for row in record.tables[-1].rows]
+    assert flags == sorted(flags, reverse=True)  # the most suspicious first
     assert not any(weight.requires_grad for weight in denoiser.weights().values())
 
 

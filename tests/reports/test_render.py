@@ -142,7 +142,7 @@ def test_an_incomplete_dossier_says_what_is_to_come(tmp_path):
 def test_a_folder_with_one_record_is_a_report_too(tmp_path):
     audit_record(tmp_path).save(tmp_path)
     page = Page(write_report(tmp_path))
-    assert "Audit by nearest" in page.text
+    assert "Audit: nearest" in page.text
     assert not page.unsound
     assert not page.all("nav")
 

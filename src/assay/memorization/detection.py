@@ -84,9 +84,9 @@ def _captions(works: Works, evidence: Evidence, shown: list[Shown], thresholds: 
     for place, (row, marked, heaviest) in enumerate(shown, start=1):
         flags = sum(float(evidence.scores[name][row]) > limit for name, limit in thresholds.items())
         pictures = [{"picture": f"prompt-{place}-{what}.png"} for what in ("output", "region", "work")]
-        scores = [round(float(evidence.scores[name][row]), 3) for name in ("masked_magnitude", "magnitude", "entropy_d", "bright_ending")]
+        scores = [round(float(evidence.scores[name][row]), 3) for name in ("entropy_d", "magnitude", "masked_magnitude", "bright_ending")]
         work = works[evidence.asked[row]]
         lines.append([*pictures, marked, heaviest, of[row].words, work["creator"] or "", *scores, f"{flags} of {len(thresholds)}"])
     heads = ["output", "bright ending", "work", "caption, triggers in brackets", "heaviest tokens", "of", "creator"]
-    heads += [NAMES[name] for name in ("masked_magnitude", "magnitude", "entropy_d", "bright_ending")] + ["flagged by"]
-    return Table(title="The most suspicious captions, by noise difference within the bright ending", columns=heads, rows=lines)
+    heads += [NAMES[name] for name in ("entropy_d", "magnitude", "masked_magnitude", "bright_ending")] + ["flagged by"]
+    return Table(title="The most suspicious captions: flagged by most detectors, then by attention entropy D", columns=heads, rows=lines)

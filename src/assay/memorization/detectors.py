@@ -34,6 +34,7 @@ from assay.memorization import anisotropy, attention_entropy, bright_ending, noi
 from assay.memorization.detection import Shown, witness
 from assay.memorization.groups import Audit, choose, completed
 from assay.memorization.looks import strip
+from assay.memorization.separation import limits
 from assay.memorization.trace import Course, Trace, follow
 from assay.memorization.trace import check as check_course
 from assay.memorization.verdicts import Evidence
@@ -200,7 +201,8 @@ def audit(
             progress(min(first + settings.shard, len(asked)), len(asked))
     kept = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     scores = {name: tensor.numpy() for name, tensor in kept.items() if not name.startswith("picture.")}
-    order = np.argsort(-scores["masked_magnitude"], kind="stable")
+    flags, _ = limits(scores, np.arange(len(groups[0].works)), settings.false_positive_rate)
+    order = np.lexsort((-scores["entropy_d"], -sum(scores[name] > limit for name, limit in flags.items())))
     chosen = [int(row) for row in order if row >= len(groups[0].works)][: settings.matches]
     pictures: dict[str, Image.Image] = {}
     shown, lead = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,12 @@ class Separation(NamedTuple):
     """Places of all that was never trained."""
 
 
+def limits(scores: Mapping[str, np.ndarray], calibration: np.ndarray, rate: float) -> tuple[dict[str, float], float]:
+    """Return above what every score flags, by the places of calibration works, and the rate that so few of them can hold."""
+    rate = max(rate, 1 / (len(calibration) + 1))
+    return {name: threshold_at(values[calibration], rate).value for name, values in scores.items()}, rate
+
+
 def separate(evidence: Evidence, *, copies: int, rate: float, what: str) -> Separation:
     """Compare canaries with at least so many copies, and ordinary members, with what was never trained.
 
@@ -44,8 +51,8 @@ def separate(evidence: Evidence, *, copies: int, rate: float, what: str) -> Sepa
     heavy = np.concatenate([none, *(rows for dose, rows in canaries if dose >= copies)])
     passed = np.concatenate([holdout, *(rows for dose, rows in canaries if dose == 0)])
     never = np.concatenate([calibration, passed])
-    rate = max(rate, 1 / (len(calibration) + 1))
-    metrics, rows, thresholds = [], [], {}
+    thresholds, rate = limits({name: evidence.scores[name] for name in evidence.names}, calibration, rate)
+    metrics, rows = [], []
     heads = {
         "auc": (heavy, f"AUC, at least {copies} copies"),
         "members.auc": (members, "AUC, ordinary members"),
@@ -55,8 +62,7 @@ def separate(evidence: Evidence, *, copies: int, rate: float, what: str) -> Sepa
     }
     heads = {suffix: (places, head) for suffix, (places, head) in heads.items() if len(places)}
     for name, words in evidence.names.items():
-        scores = evidence.scores[name]
-        limit = thresholds[name] = threshold_at(scores[calibration], rate).value
+        scores, limit = evidence.scores[name], thresholds[name]
         line: list[Any] = [words]
         for suffix, (places, _) in heads.items():
             if suffix.endswith("auc"):

@@ -45,7 +45,7 @@ def summarize(dossier: Dossier, records: Sequence[Record]) -> dict[str, Any]:
 
 def single(record: Record, sha256: str) -> Dossier:
     """Return the dossier of a folder that holds one record and nothing else."""
-    stage = f"{record.command.capitalize()} by {record.method}" if record.method else record.command.capitalize()
+    stage = f"{record.command.capitalize()}: {record.method}" if record.method else record.command.capitalize()
     return Dossier(title=stage, complete=True, stages=[stage], entries=[Entry(stage=stage, record="record.json", sha256=sha256)])
 
 
