@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -62,7 +63,8 @@ def draw(curve: Curve, name: str = "figure") -> str:
         figure = Figure(figsize=(6.4, 3.3 + 0.2 * _legend_rows(curve)), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        handles = [_line(axes, points, place) for place, points in enumerate(curve.lines.values())]
+        lines = curve.lines.values() if curve.y_scale == "linear" else _lifted(list(curve.lines.values()))
+        handles = [_line(axes, points, place) for place, points in enumerate(lines)]
         _scales(axes, curve)
         axes.set_xlabel(curve.x_label)
         axes.set_ylabel(curve.y_label)
@@ -80,6 +82,21 @@ def _columns(curve: Curve) -> int:
 
 def _legend_rows(curve: Curve) -> int:
     return math.ceil(len(curve.lines) / _columns(curve)) if len(curve.lines) > 1 else 0
+
+
+def _foot(lines: Iterable[list[Point]]) -> float:
+    """Return the smallest height above zero, where a logarithmic scale begins."""
+    return min((point[1] for line in lines for point in line if point[1] > 0), default=0.1)
+
+
+def _lifted(lines: list[list[Point]]) -> list[list[Point]]:
+    """Return lines whose heights and interval ends are at least the foot of a logarithmic scale."""
+    foot = _foot(lines)
+
+    def lifted(end: float | None) -> float | None:
+        return None if end is None else max(end, foot)
+
+    return [[(x, max(y, foot), lifted(low), lifted(high)) for x, y, low, high in line] for line in lines]
 
 
 def _line(axes: Axes, points: list[Point], place: int) -> Line2D:
@@ -111,9 +128,9 @@ def _scales(axes: Axes, curve: Curve) -> None:
         _plain_numbers(axes.xaxis, curve.x_scale)
     heights = [v for p in points for v in p[1:] if v is not None]
     if curve.y_scale == "log":
-        axes.set_yscale("log", nonpositive="clip")
+        axes.set_yscale("log")
         _plain_numbers(axes.yaxis, curve.y_scale)
-        axes.set_ylim(min((p[1] for p in points if p[1] > 0), default=0.1), max([1.0, *heights]))
+        axes.set_ylim(_foot(curve.lines.values()), max([1.0, *heights]))
     elif heights and min(heights) >= 0 and 0.3 <= max(heights) <= 1:
         axes.set_ylim(0, 1)
     elif heights and min(heights) >= 0:
