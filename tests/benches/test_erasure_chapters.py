@@ -76,4 +76,4 @@ def test_what_is_not_measured_is_said():
     near = {"base.judge": {"floor": 0.02, "ceiling": 0.01}}
     found = results([cell("base", 16, 10), cell("again", 16, 10), cell("reference", 2, 10)], near)
     assert any("no farther than another seed" in finding for finding in chapter(found, found.concepts[0]).findings)
-    assert any("Compositions" in text for text in verdict(found).shows_not)
+    assert any("composition" in text for text in verdict(found).shows_not)

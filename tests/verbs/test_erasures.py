@@ -22,6 +22,7 @@ from assay.memorization.copies import copied
 from assay.patch import Patch
 from assay.record import Dossier, Record
 from assay.testing import tiny, tiny_works
+from assay.verbs.erasure_scenes import pictures
 from assay.verbs.erasures import Bench, counted
 from assay.verbs.evaluate import Scene
 from assay.verbs.generate import Prompt
@@ -251,3 +252,30 @@ def test_a_canary_is_asked_for_by_its_caption_and_judged_by_copies(works, tmp_pa
     assert cell.shares["target.copy"].chance == bench.rule.achieved
     assert "target.title" not in cell.shares
     assert bench.measure([(subject.name, "base")]) == 0
+
+
+def test_a_composition_is_asked_for_beside_its_things_apart(works, tmp_path):
+    """Green circles are the pair; circles of other colours and green shapes of other kinds are its things, each drawn 40 times and told to stay."""
+    subject = Subject("green circle", "object", "green circle", "title=green circle", "", (("circles", "title~circle"), ("green", "title~green")))
+    bench = bench_of(works, tmp_path, subject)
+    asked = bench.asked(subject.name)
+    titles = {name: {asked.what.rows[index].title for index in rows} for name, rows in {**asked.what.groups, **asked.things}.items()}
+    assert titles["target"] == {"green circle"}
+    assert titles["circles"] <= {f"{colour} circle" for colour in ("red", "blue", "orange", "purple")}
+    assert titles["green"] <= {f"green {shape}" for shape in ("square", "triangle", "cross", "ring")}
+    assert titles["neighbours"] == titles["circles"] | titles["green"]
+    assert not titles["rest"] & (titles["target"] | titles["neighbours"])
+    assert [len(rows) for rows in asked.things.values()] == [40, 40]
+    assert len({(prompt.prompt, prompt.image_seed(0)) for prompt in asked.what.rows}) == len(asked.what.rows)
+    assert titles["neighbours"] - {asked.concept.anchor} <= set(asked.concept.preserve)
+    assert len(asked.what.rows) == pictures(subject, SMALL["each"])
+    assert bench.measure([(subject.name, row) for row in ("base", "uce")]) == 2
+    results = bench.results()
+    base, erased = (results.of(subject.name)[row].shares for row in ("base", "uce"))
+    record = chapter(results, results.concepts[0])
+    falls = [base[f"{thing}.five"].value - erased[f"{thing}.five"].value for thing in ("circles", "green")]
+    kept = int(max(falls) <= 0.05 + 1e-9)
+    said = f"{kept} of 1 erasers leave each of `circles` and `green` within 5% where it is alone"
+    assert any(finding.startswith(said) for finding in record.findings)
+    assert "held against its things" in record.findings[-1]
+    assert record.metric("uce.green").n == 40

@@ -71,11 +71,15 @@ class Subject:
     where: str
     """The condition that its works fit."""
     reference: str = REFERENCE
-    """The training that never saw it."""
+    """The training that never saw it; none, where no training left out that alone."""
+    apart: tuple[tuple[str, str], ...] = ()
+    """Of a composition, the things in it that must stay where they appear apart: name -> the condition that their works fit."""
 
     @property
     def target_head(self) -> str:
         """What the target is judged by."""
+        if self.apart:
+            return "five"
         return {"style": "style", "object": "family"}.get(self.kind, "copy")
 
     @property
@@ -90,6 +94,15 @@ OBJECTS = tuple(
     for name, words in {"cats": "cat", "hearts": "heart", "clocks": "clock", "smiling faces": "smiling face", "weapons": "weapon"}.items()
 )
 """Four families, and a stand-in for what is unsafe."""
+COMPOSITION = Subject(
+    "cat with tears of joy",
+    "object",
+    "cat with tears of joy",
+    "title=cat with tears of joy",
+    reference="",
+    apart=(("cats", "title~cat"), ("tears of joy", "title=face with tears of joy")),
+)
+"""Two things in one picture, of which each is drawn alone too: what goes is the pair."""
 
 
 def canaries(works: Works, styles: Sequence[str] = ("openmoji", "twemoji")) -> list[Subject]:
@@ -105,7 +118,7 @@ def canaries(works: Works, styles: Sequence[str] = ("openmoji", "twemoji")) -> l
 
 def subjects(works: Works) -> list[Subject]:
     """Return the bench's concepts in the built-in world."""
-    return [*STYLES, *OBJECTS, *canaries(works)]
+    return [*STYLES, *OBJECTS, *canaries(works), COMPOSITION]
 
 
 class Share(Part):
@@ -147,7 +160,7 @@ class Cell(Part):
     patch: str = ""
     """Digest of the patch that was on; none for the base."""
     shares: dict[str, Share] = Field(default_factory=dict)
-    """PART.HEAD -> images that show it."""
+    """PART.HEAD, and THING.HEAD of a composition -> images that show it."""
     kid: dict[str, Distance] = Field(default_factory=dict)
     """base.SPACE and reference.SPACE -> distance."""
     seconds: float = 0.0
@@ -179,9 +192,11 @@ class About(Part):
     kind: str
     """Of the subject."""
     heads: dict[str, str]
-    """Part -> the head it is judged by."""
+    """Part, or thing of a composition -> the head it is judged by."""
+    things: list[str] = Field(default_factory=list)
+    """Of a composition: what must stay apart."""
     reference: str
-    """The training that never saw it."""
+    """The training that never saw it; empty where there is none."""
     anchor: str
     """What takes its place."""
     members: list[str] = Field(default_factory=list)

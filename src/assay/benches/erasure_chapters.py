@@ -17,7 +17,7 @@ from assay.evaluation.intervals import wilson
 from assay.record import Metric, Record, Table, versions
 
 SHOWS_NOT = [
-    "Compositions, in which the concept appears beside others, are left out for now.",
+    "The one composition is a pair that exists as a work of its own; pairs that no work shows are not asked for.",
     "A concept that no longer appears may be hidden: no attack has been tried here.",
     "Everything has one seed: two erasures that differ in it alone may differ by more than the intervals, which are over images.",
     "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
@@ -34,6 +34,11 @@ def shares(about: About, cell: Cell) -> Shares | None:
     style = cell.shares.get("rest.style")
     target, rest = (_share(about, cell, part).value for part in ("target", "rest"))
     return Shares(target, rest, None if style is None else style.value)
+
+
+def parts_of(about: About) -> dict[str, str]:
+    """Return what is counted of a concept, and how people call it: the parts, and the things of a composition where they appear apart."""
+    return PARTS | {thing: f"{thing}, apart" for thing in about.things}
 
 
 def _share(about: About, cell: Cell, part: str) -> Share:
@@ -64,7 +69,9 @@ def why_empty(about: About, cells: dict[str, Cell]) -> list[str]:
         said.append(
             "Distances are empty: their floor is the distance between two trainings, and none with another seed was given (`--patch again=`)."
         )
-    if REFERENCE in absent:
+    if REFERENCE in absent and not about.reference:
+        said.append(f"No training left out `{about.name}` alone: it is held against its things where they appear apart.")
+    elif REFERENCE in absent:
         said.append(f"No model trained without `{about.name}` was given (`--patch {about.reference}=`), so nothing is held against retraining.")
     if not absent and any(normalised(0.0, scale.get("floor"), scale.get("ceiling")) is None for scale in about.scale.values()):
         said.append("Some distances are empty: their ceiling is no farther than another seed.")
@@ -78,13 +85,13 @@ def chapter(results: Results, about: About) -> Record:
     rows, metrics = [], []
     for row, cell in cells.items():
         distances = {key: _relative(about, cell, key) for key in cell.kid}
-        for part in PARTS:
+        for part in parts_of(about):
             share = _share(about, cell, part)
             low, high = wilson(share.hits, share.n)
             better = "lower" if part == "target" else "higher"
             chance = share.chance if part == "target" or about.heads[part] == "five" else None
             shown = {"value": share.value if share.n else None, "low": low, "high": high, "n": share.n, "chance": chance}
-            metrics.append(Metric(name=f"{row}.{part}", better=better, judge=judge, **shown))
+            metrics.append(Metric(name=f"{row}.{part}".replace(" ", "_"), better=better, judge=judge, **shown))
         for key, (value, low, high) in distances.items():
             metrics.append(Metric(name=f"{row}.kid.{key}", value=value, low=low, high=high, n=_share(about, cell, "rest").n, better="lower"))
         near = [distances.get(f"{to}.judge", (None,))[0] for to in ("base", "reference")]
@@ -93,9 +100,10 @@ def chapter(results: Results, about: About) -> Record:
             overhead = "" if cell.overhead is None else f"{cell.overhead:.2f}"
             peak = "" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f}"
             cost = [f"{cell.seconds:.3g}", cell.passes, overhead, peak, f"{cell.patch_bytes / 2**10:.0f}", f"{cell.sampling:.2g}"]
-        said = [cell.failed, "", ""] if cell.failed else [_said(_share(about, cell, part)) for part in PARTS]
+        parts = list(parts_of(about))
+        said = [cell.failed, *[""] * (len(parts) - 1)] if cell.failed else [_said(_share(about, cell, part)) for part in parts]
         rows.append([row, *said, *("" if value is None else f"{value:.2f}" for value in near), *cost])
-    heads = [f"{words}: {HEADS[about.heads[part]]}" for part, words in PARTS.items()]
+    heads = [f"{words}: {HEADS[about.heads[part]]}" for part, words in parts_of(about).items()]
     costs = ["seconds", "passes", "overhead", "peak MiB", "patch KiB", "passes an image and step"]
     chance = next((share.chance for cell in cells.values() if (share := _share(about, cell, "target")).chance is not None), None)
     title = f"{about.name}: shares of images with 95 % intervals{'' if chance is None else f', chance of the target {chance:.1%}'}; distances; cost"
@@ -135,8 +143,24 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
         now, before = measured[least], known[BASE]
         went = f"from {before.target:.0%} to {now.target:.0%}; everything else goes from {before.rest:.0%} to {now.rest:.0%}"
         said.append(f"Least of the target is left by {least}: {went}.")
+    said += _apart(about, cells)
     said += [f"{row} failed: {cell.failed}" for row, cell in cells.items() if cell.failed]
     return said or ["Nothing of this concept has been measured yet."]
+
+
+def _apart(about: About, cells: dict[str, Cell]) -> list[str]:
+    """Say which erasers of a composition take the pair and leave each of its things where it appears apart."""
+    rows = [row for row, cell in cells.items() if row not in MODELS and not cell.failed]
+    if not about.things or BASE not in cells or not rows:
+        return []
+    falls = {row: [_share(about, cells[BASE], thing).value - _share(about, cells[row], thing).value for thing in about.things] for row in rows}
+    kept = [row for row in rows if max(falls[row]) <= COST + 1e-9]
+    before = _share(about, cells[BASE], "target").value
+    gone = [row for row in kept if _share(about, cells[row], "target").value <= before / 2]
+    said = (
+        f"{len(kept)} of {len(rows)} erasers leave each of {' and '.join(f'`{thing}`' for thing in about.things)} within {COST:.0%} where it is alone"
+    )
+    return [f"{said}; {len(gone)} of them also halve the pair: {', '.join(gone) or 'none'}."]
 
 
 def _verdict(about: About, cells: dict[str, Cell]) -> dict[str, tuple[bool, bool]]:

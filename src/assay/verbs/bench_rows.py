@@ -43,7 +43,7 @@ class Rows:
             Misconfigured: a patch is named that no row asks for.
         """
         self.session, self.models = session, tuple(models)
-        names = {*models, *(subject.reference for subject in subjects)} - {BASE}
+        names = {*models, *(subject.reference for subject in subjects)} - {BASE, ""}
         if unknown := [name for name in patches if name not in names]:
             raise Misconfigured(f"No row of the bench is called `{unknown[0]}`.", f"Name the patches {', '.join(sorted(names))}.")
         self.patches = {name: Patch.load(path) for name, path in patches.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from assay.concept import Concept
 from assay.errors import Unsupported
 from assay.noise import numpy_generator
 from assay.verbs.erase import concept_for, text_vectors
-from assay.verbs.evaluate import Scene, scene
+from assay.verbs.evaluate import Scene, pair_prompt, scene
 from assay.verbs.generate import Prompt
 from assay.verbs.session import Session
 from assay.works import Works
@@ -22,6 +23,8 @@ from assay.works.filters import condition
 
 NEAREST, OTHERS = 20, 80
 """Captions preserved around a canary: of the nearest titles, and of works drawn by lot."""
+APART = 40
+"""Pictures of each thing of a composition: of fewer, two would be more than 5 points."""
 
 
 class Asked(NamedTuple):
@@ -33,6 +36,13 @@ class Asked(NamedTuple):
     """The prompts."""
     work: int | None
     """Row of the canary among the works, if the concept is one."""
+    things: dict[str, list[int]]
+    """Of a composition: each of its things -> prompts that show it apart; together they are the neighbours."""
+
+
+def pictures(subject: Subject, each: Mapping[str, int]) -> int:
+    """Return how many prompts a concept has at most."""
+    return sum(each.values()) + (APART * len(subject.apart) - each["neighbours"] if subject.apart else 0)
 
 
 def ask(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
@@ -47,7 +57,7 @@ def ask(session: Session, works: Works, subject: Subject, each: Mapping[str, int
     Raises:
         Unsupported: no ordinary member shows the concept, or every one does.
     """
-    made = (_canary if subject.kind == "work" else _shared)(session, works, subject, each)
+    made = (_composed if subject.apart else _canary if subject.kind == "work" else _shared)(session, works, subject, each)
     groups = dict(made.what.groups)
     if "rest" not in groups and "neighbours" in groups:
         groups["rest"] = groups.pop("neighbours")
@@ -69,7 +79,37 @@ def concept_of(session: Session, works: Works, subject: Subject) -> Concept:
 def _shared(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
     """Ask for a style or a family."""
     concept = concept_of(session, works, subject)
-    return Asked(concept, scene(session, works, concept, each=each), None)
+    return Asked(concept, scene(session, works, concept, each=each), None, {})
+
+
+def _composed(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
+    """Ask for a composition, for each of its things apart, and for everything else; erasers are told to preserve the things."""
+    concept, fits = concept_of(session, works, subject), condition((subject.where,), works)
+    members = works.where(lambda row: row["split"] == "member" and row["copies"] == 1 and row["title"] and row["style"])
+
+    def drawn(where: str, count: int) -> list[Prompt]:
+        """Ask for the pairs that fit, in an order drawn by lot, as often as makes `count` prompts."""
+        wanted = condition((where,), members)
+        found = members.where(lambda row: wanted(row) and (where == subject.where or not fits(row)))
+        pairs = sorted(set(zip(found.column("title"), found.column("style"), strict=True)))
+        order = numpy_generator(session.seed, "scene", where).permutation(len(pairs)).tolist()
+        return [replace(pair_prompt(session, *pairs[order[n % len(order)]]), number=n // len(order)) for n in range(count if order else 0)]
+
+    groups: dict[str, list[int]] = {}
+    asked = drawn(subject.where, each["target"])
+    groups["target"] = list(range(len(asked)))
+    for name, where in subject.apart:
+        more = drawn(where, APART)
+        groups[name] = list(range(len(asked), len(asked) + len(more)))
+        asked += more
+    things = {name: groups.pop(name) for name, _ in subject.apart if groups[name]}
+    shown = {prompt.title for prompt in asked}
+    others = scene(session, works, concept, each={"target": 0, "neighbours": 0, "rest": each["rest"] + len(shown)})
+    rest = [prompt for prompt in others.rows if prompt.title not in shown][: each["rest"]]
+    groups |= {"neighbours": [index for rows in things.values() for index in rows], "rest": list(range(len(asked), len(asked) + len(rest)))}
+    kept = dict.fromkeys([*(asked[index].title or "" for index in groups["neighbours"]), *concept.preserve])
+    concept = replace(concept, preserve=tuple(title for title in kept if title != concept.anchor))
+    return Asked(concept, Scene([*asked, *rest], {name: found for name, found in groups.items() if found}), None, things)
 
 
 def _canary(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
@@ -91,4 +131,4 @@ def _canary(session: Session, works: Works, subject: Subject, each: Mapping[str,
     kept = [row["captions"][0] for row in others if row["title"] == title or (row["title"] in close and row["style"] == style)]
     kept = list(dict.fromkeys([*kept, *(others[index]["captions"][0] for index in lot)]))
     concept = Concept(subject.words, "work", anchor=title, preserve=tuple(kept))
-    return Asked(concept, Scene(asked, {name: found for name, found in groups.items() if found}), place)
+    return Asked(concept, Scene(asked, {name: found for name, found in groups.items() if found}), place, {})

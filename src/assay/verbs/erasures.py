@@ -36,7 +36,7 @@ from assay.patched import Patched
 from assay.record import digest_of, kept_tensors, write_atomically
 from assay.reports.pictures import grid, save_picture
 from assay.verbs.bench_rows import Rows
-from assay.verbs.erasure_scenes import Asked, ask
+from assay.verbs.erasure_scenes import Asked, ask, pictures
 from assay.verbs.evaluate import Scene, images_of, judged
 from assay.verbs.generate import Prompt
 from assay.verbs.session import Session
@@ -134,7 +134,7 @@ class Bench:
 
     def cost(self, cells: Sequence[tuple[str, str]]) -> dict[str, int]:
         """Return the passes, those with gradients, and the images of cells; that a rule samples with more passes a step is not counted."""
-        images = len(cells) * sum(self.settings.each.values())
+        images = sum(pictures(self.subjects[name], self.settings.each) for name, _ in cells)
         if any(self.subjects[name].kind == "work" for name, _ in cells):
             images += self.settings.calibration
         spent = [self.rows.work_of(row) for _, row in cells]
@@ -188,12 +188,12 @@ class Bench:
 
     def _judge(self, cell: Cell, asked: Asked, images: torch.Tensor, folder: OutFolder) -> None:
         """Judge the pictures and write the cell; the file that says it is done comes last."""
-        found = counted(self.judge, images, asked.what)
+        found = counted(self.judge, images, asked.what, asked.things)
         if asked.work is not None:
             found = {key: share for key, share in found.items() if not key.startswith("target.")}
-            pictures = _bytes(images[asked.what.groups["target"]])
-            work = np.ascontiguousarray(self.works.take([asked.work]).pixels(pictures.shape[2])[0].transpose(2, 0, 1))
-            hits = copied(pictures, work, self.judge, self.rule)
+            drawn = _bytes(images[asked.what.groups["target"]])
+            work = np.ascontiguousarray(self.works.take([asked.work]).pixels(drawn.shape[2])[0].transpose(2, 0, 1))
+            hits = copied(drawn, work, self.judge, self.rule)
             found["target.copy"] = Share(hits=int(hits.sum()), n=len(hits), chance=self.rule.achieved)
         features = {"judge": self.judge.features(images), "fixed": fixed_features(images)}
         write_atomically(folder / "features.safetensors", to_bytes({key: torch.from_numpy(value).half() for key, value in features.items()}))
@@ -239,8 +239,9 @@ class Bench:
             kid, scale = distances(self._features(name, there), self.asked(name).what.groups, self.session.seed)
             cells += [cell.model_copy(update={"kid": kid.get(row, {})}) for row, cell in there.items()]
             concept = self.asked(name).concept
-            heads = {"target": subject.target_head, "neighbours": subject.stay_head, "rest": subject.stay_head}
-            more = {"anchor": concept.anchor, "members": list(concept.members), "scale": scale}
+            things = list(self.asked(name).things)
+            heads = {"target": subject.target_head, **dict.fromkeys(["neighbours", "rest", *things], subject.stay_head)}
+            more = {"anchor": concept.anchor, "members": list(concept.members), "scale": scale, "things": things}
             about.append(About(name=name, kind=subject.kind, heads=heads, reference=subject.reference, **more))
         planned = list(dict.fromkeys([*self.planned, *((cell.concept, cell.row) for cell in cells)]))
         return Results(
@@ -266,14 +267,14 @@ class Bench:
         for name in names:
             line: list[Image.Image | None] = []
             for row in rows:
-                pictures = self.shown(name, row) if (name, row) in there else []
-                line.append(grid([[pictures[0]], [pictures[-1]]], scale=1, gap=0) if pictures else None)
+                kept = self.shown(name, row) if (name, row) in there else []
+                line.append(grid([[kept[0]], [kept[-1]]], scale=1, gap=0) if kept else None)
             table.append(line)
         return grid(table, names, [row.replace("_", " ") for row in rows], scale=1, gap=4, label_size=11)
 
     def chapter_picture(self, name: str, cells: Mapping[str, Cell]) -> Image.Image | None:
         """Lay out the pictures kept of a concept, a row of the bench in each line."""
-        lines = {row: pictures for row in cells if (pictures := self.shown(name, row))}
+        lines = {row: kept for row in cells if (kept := self.shown(name, row))}
         heads = [part for part, count in SHOWN.items() for _ in self.asked(name).what.groups.get(part, [])[:count]]
         return grid(list(lines.values()), list(lines), heads, scale=1, label_size=11) if lines else None
 
@@ -286,12 +287,12 @@ class Bench:
             return [strip.convert("RGB").crop((left, 0, left + strip.height, strip.height)) for left in range(0, strip.width, strip.height)]
 
 
-def counted(judge: JudgeLike, images: torch.Tensor, what: Scene) -> dict[str, Share]:
-    """Count, in every part of a scene, the images that show what was asked: PART.HEAD -> share; heads are those of `judged`."""
+def counted(judge: JudgeLike, images: torch.Tensor, what: Scene, things: Mapping[str, Sequence[int]] = {}) -> dict[str, Share]:
+    """Count, in every part of a scene and of every thing, the images that show what was asked: PART.HEAD -> share; heads are those of `judged`."""
     said = judged(judge, images, what)
     return {
         f"{part}.{head}": Share(hits=int(hits[indices][known[indices]].sum()), n=int(known[indices].sum()), chance=chance)
-        for part, indices in what.groups.items()
+        for part, indices in {**what.groups, **{name: list(rows) for name, rows in things.items()}}.items()
         for head, (known, hits, chance) in said.items()
         if known[indices].any()
     }
