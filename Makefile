@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) ruff basedpyright import-linter pytest pytest-timeout pytest-xdist hypothesis jsonschema peft tokenizers
+	$(PIP) ruff basedpyright import-linter pytest pytest-timeout pytest-xdist hypothesis jsonschema opacus peft tokenizers
 	touch $@
 
 clean:

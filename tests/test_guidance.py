@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.errors import Unsupported
-from assay.guidance import RULES, Predictions, Rule
+from assay.guidance import RULES, TELLING, Predictions, Rule
 from assay.noise import normal, uniform
 
 SLD = {"scale": 3.0, "threshold": 0.4, "warmup": 1.0, "momentum": 0.5, "beta": 0.7}
@@ -23,6 +23,9 @@ EVERY = {
     "sld": Rule("sld", (("x", 1.0), ("y", 0.5)), tuple(SLD.items())),
     "sega": Rule("sega", PROMPTS, tuple(SEGA.items())),
     "fair_diffusion": Rule("fair_diffusion", (("x", 0.3), ("y", 0.5), ("z", 0.2)), tuple(SEGA.items())),
+    "random_tokens": Rule("random_tokens"),
+    "embedding_noise": Rule("embedding_noise"),
+    "lower_magnitude": Rule("lower_magnitude", settings=(("target", 0.0), ("steps", 2.0))),
 }
 OFF = {"negative_prompt": "strength", "sld": "scale", "sega": "scale", "fair_diffusion": "scale"}
 """Rule -> the setting that makes it plain guidance at 0."""
@@ -63,8 +66,8 @@ def by_hand(rule: Rule, predictions: list[Predictions], guidance: float) -> np.n
         for step, one in enumerate(predictions):
             u, p = one.empty[image].double().numpy(), one.prompt[image].double().numpy()
             concepts = [concept[image].double().numpy() for concept in one.concepts]
-            if rule.name in ("classifier_free", "negative_prompt"):
-                n = u + numbers.get("strength", 0) * sum(w * (c - u) for w, c in zip(weights, concepts, strict=True))
+            if rule.name in ("classifier_free", "negative_prompt", *TELLING):
+                n = u + (numbers.get("strength", 0) if concepts else 0) * sum(w * (c - u) for w, c in zip(weights, concepts, strict=True))
                 out[step, image] = (1 - guidance) * n + guidance * p
                 continue
             gamma = np.zeros_like(u)
@@ -201,4 +204,5 @@ def test_sampling_by_any_rule_does_not_depend_on_batches(denoiser, monkeypatch, 
     torch.testing.assert_close(denoiser.sample(prompts[1:2], seeds[1:2], steps=3), whole[1:2], rtol=1e-3, atol=1e-3)
     passes = denoiser.passes
     denoiser.sample(prompts, seeds, steps=3)
-    assert denoiser.passes - passes == 3 * 3 * (2 + len(rule.prompts))
+    before = 3 * (1 + 2) if name == "lower_magnitude" else 0  # the empty prompt once, then every step of the search
+    assert denoiser.passes - passes == before + 3 * 3 * (2 + len(rule.prompts))

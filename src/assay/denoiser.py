@@ -26,6 +26,7 @@ from assay.families import family_of, refuse_unknown
 from assay.families.sd import Conditioning
 from assay.guidance import Memory, Predictions, Rule
 from assay.noise import normal, uniform
+from assay.retelling import retold, told
 
 View = Literal["epsilon", "x0", "v"]
 CACHED = 2048
@@ -42,7 +43,6 @@ class Denoiser:
     Args:
         pipeline: a loaded pipeline of a supported family.
         name: what to call it in records.
-
     """
 
     def __init__(self, pipeline: Any, name: str = "model") -> None:
@@ -260,7 +260,7 @@ class Denoiser:
         done = []
         for first in range(0, len(seeds), batch):
             rows = slice(first, first + batch)
-            conditioning = prompts[rows] if isinstance(prompts, Conditioning) else self.conditioning(prompts[rows])
+            conditioning = told(self, prompts[rows], seeds[rows])
             away = None if negative is None else list(negative[rows])
             done.append(self._sample_batch(conditioning, seeds[rows], steps, guidance, away, eta, stop, start if start is None else start[rows]))
             if progress:
@@ -282,7 +282,7 @@ class Denoiser:
         scheduler.set_timesteps(steps)
         draws = normal((steps + 1 if eta else 1, *self.latent_shape), seeds).to(self.device)
         x = draws[:, 0] * scheduler.init_noise_sigma if start is None else start.to(self.device)
-        parts = [conditioning]
+        parts = [retold(self, conditioning, x, seeds, int(scheduler.timesteps[0]))]
         rule = self.rules[-1] if self.rules else Rule("classifier_free")
         if guidance != 1 or self.rules:
             parts.append(self.conditioning(negative) if negative else self.conditioning([""]).expand(count))

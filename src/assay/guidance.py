@@ -4,6 +4,8 @@ A rule is data (a name, prompts and settings), so it can be part of a patch with
 at one step v is an affine map of epsilon that is the same for every prompt, so a combination whose weights sum to one means the same in both. Rules
 with thresholds or momentum take differences of epsilon, whatever the network predicts. What a rule does to an image depends on that image alone.
 
+A few rules change what the model is told before the first step instead, and then guide plainly: `retelling.py`.
+
 Letters: u, p and c are the predictions for the empty prompt, the image's prompt and a prompt of the rule; g is the scale of guidance.
 """
 
@@ -44,7 +46,7 @@ class Rule:
     """A sampling rule by name, prompts and settings."""
 
     name: str
-    """`classifier_free`, `negative_prompt`, `sld`, `sega` or `fair_diffusion`."""
+    """One of `RULES`."""
     prompts: tuple[tuple[str, float], ...] = ()
     """The prompts that the rule predicts besides the image's own, each with its weight; one more pass a step for each."""
     settings: tuple[tuple[str, float], ...] = ()
@@ -64,6 +66,11 @@ class Rule:
                 f"The sampling rule `{self.name}` has no setting `{unknown[0]}`.", f"It has {', '.join(defaults) or 'none'}; is the version newer?"
             )
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Its settings, with the defaults of those not given."""
+        return RULES[self.name][1] | dict(self.settings)
+
     def combine(self, predictions: Predictions, guidance: float, memory: Memory | None = None) -> torch.Tensor:
         """Combine the predictions of one step.
 
@@ -76,9 +83,8 @@ class Rule:
             The prediction to follow: (b, c, h, w).
         """
         self.check()
-        function, defaults = RULES[self.name]
         weights = tuple(weight for _, weight in self.prompts)
-        return function(predictions, guidance, weights, defaults | dict(self.settings), {} if memory is None else memory)
+        return RULES[self.name][0](predictions, guidance, weights, self.numbers, {} if memory is None else memory)
 
 
 def classifier_free(
@@ -159,5 +165,10 @@ RULES: dict[str, tuple[Callable[..., torch.Tensor], dict[str, float]]] = {
     "sld": (sld, {"scale": 1000.0, "threshold": 0.01, "warmup": 10.0, "momentum": 0.3, "beta": 0.4}),
     "sega": (sega, _SEGA),
     "fair_diffusion": (fair_diffusion, _SEGA),
+    "random_tokens": (classifier_free, {"probability": 0.0, "inserted": 4.0}),
+    "embedding_noise": (classifier_free, {"scale": 0.1}),
+    "lower_magnitude": (classifier_free, {"target": 3.0, "learning_rate": 0.05, "steps": 10.0, "strength": 1.0}),
 }
 """Rule name -> how it combines predictions, and the settings it has where none are given."""
+TELLING = ("random_tokens", "embedding_noise", "lower_magnitude")
+"""Rules that change what the model is told before the first step (`retelling.py`), and combine predictions as plain guidance does."""

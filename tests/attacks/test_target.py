@@ -11,7 +11,7 @@ from assay.denoiser import tensor_digest
 from assay.erasure import adv_unlearn, uce
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
-from assay.guidance import Rule
+from assay.guidance import TELLING, Rule
 from assay.patched import Patched
 from assay.testing import tiny, tiny_target
 
@@ -68,6 +68,16 @@ def test_a_rule_is_attacked_as_the_sampler_follows_it(pipelines, kind):
         finally:
             denoiser.rules.clear()
     torch.testing.assert_close(guided, u + 3 * (p - u), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_a_rule_that_only_changes_what_is_told_leaves_predictions_alone(denoiser, monkeypatch, name):
+    """An attack searches the plain prediction; the sampler then tells what was found otherwise."""
+    target, told = tiny_target(denoiser), denoiser.conditioning(tiny_target(denoiser).prompts)
+    t, noise = torch.full((len(target),), 500), torch.ones_like(target.latents)
+    plain = losses(denoiser, target, target.latents, t, noise, told)
+    monkeypatch.setattr(denoiser, "rules", [Rule(name)])
+    assert torch.equal(losses(denoiser, target, target.latents, t, noise, told), plain)
 
 
 def test_a_rule_of_every_family_has_a_loss_with_gradients(denoiser):

@@ -308,11 +308,12 @@ def test_given_prompts_have_neighbours_and_the_images_of_generate(world, tmp_pat
     assert [row.image_seed(5) for row in scene.rows[:2]] == [derive(5, styles[0], 0), derive(5, styles[0], 1)]
 
 
-def test_the_bench_of_erasers_is_priced_on_a_users_own_model(world, tmp_path, capsys):
-    """One concept under the base and UCE: two scenes of at most 96 pictures, 20 steps with guidance each."""
+@pytest.mark.parametrize(("subject", "more", "images"), [("erasure", [], 2 * 96), ("attacks", ["--attacks", "random_prompts"], 4 * 16)])
+def test_benches_are_priced_on_a_users_own_model(world, tmp_path, capsys, subject, more, images):
+    """One concept under the base and UCE: two scenes of 96 pictures, or two sets of 16 plain and attacked ones; 20 steps with guidance."""
     words = ["--measure", "--model", world / "model", "--works", world / "works.parquet", "--concept", "solid", "--methods", "uce", "--dry-run"]
-    data = the_object(call(capsys, "bench", "erasure", *words, "--out", tmp_path / "out", "--json"))
-    assert data["plan"]["passes"] == 2 * 96 * 20 * 2
+    data = the_object(call(capsys, "bench", subject, *words, *more, "--out", tmp_path / "out", "--json"))
+    assert data["plan"]["passes"] == images * 20 * 2
     assert not (tmp_path / "out").exists()
 
 

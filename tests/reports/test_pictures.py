@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 
 import numpy as np
 from PIL import Image
 
-from assay.reports.pictures import grid, save_picture, side_by_side
+from assay.reports.pictures import captioned, grid, save_picture, side_by_side, small_png
 
 
 def solid(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -68,3 +69,25 @@ def test_a_saved_picture_is_named_by_the_hash_of_its_file(tmp_path):
     assert picture.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(noise(5)))
     assert [p.name for p in path.parent.iterdir()] == ["one.png"]
+
+
+def test_a_captioned_picture_keeps_its_pixels_in_a_frame():
+    """By hand: 8 pixels in a tile of 40, so that columns 16 to 23 and rows 2 to 9 are the picture, whatever the text."""
+    image, red = noise(1), (200, 60, 50)
+    made = [np.asarray(captioned(image, text, 40, red)) for text in ("", "words that say what was told\x04 at some length, more than fits")]
+    assert made[0].shape == made[1].shape
+    for tile in made:
+        np.testing.assert_array_equal(tile[2:10, 16:24], np.asarray(image))
+        assert (tile[0, 14:26] == red).all()
+    assert (made[0][14:] == 255).all()
+    assert (made[1][14:] < 128).any()
+
+
+def test_a_small_png_fits_its_limit():
+    """Noise of 128 x 128 needs about 16 kB in 256 colours: below that fewer colours do, and far below only a smaller picture."""
+    image = noise(1, 128)
+    for most in (100_000, 14_000, 2_000):
+        data = small_png(image, most)
+        assert len(data) <= most
+    assert Image.open(io.BytesIO(small_png(image, 14_000))).size == (128, 128)
+    assert Image.open(io.BytesIO(data)).width < 128

@@ -21,7 +21,7 @@ from assay.record import Curve, Dossier, Metric, Record, Table
 from assay.reports import render
 from assay.reports.pictures import save_picture
 from assay.reports.render import write_report
-from assay.reports.summarize import rerun, summarize
+from assay.reports.summarize import rerun, single, summarize
 
 VOID = {"meta", "img", "br", "link", "hr", "input", "circle", "line", "path", "use"}
 
@@ -246,3 +246,13 @@ def test_reports_do_not_need_torch():
     # Reading a report folder must stay quick and possible where torch is not.
     code = "import sys, assay.reports.render, assay.reports.signing; sys.exit(bool({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("columns", "expected"), [(2, 3), (3, 0)])
+def test_a_table_of_pictures_side_by_side_is_its_own_gallery(tmp_path, columns, expected):
+    """Work, output and other work in a row are read together, so none is shown again above; a pair is also shown large."""
+    pictures = [save_picture(art(seed), tmp_path, f"p{seed}", "") for seed in range(3)]
+    table = Table(title="t", columns=["a", "b", "c"][:columns], rows=[[{"picture": picture.file} for picture in pictures[:columns]]])
+    record = Record(command="audit", question="?", pictures=pictures, tables=[table])
+    shown = summarize(single(record, ""), [record])["stages"][0]["records"][0]
+    assert len(shown["pictures"]) == expected

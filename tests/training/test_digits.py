@@ -17,6 +17,7 @@ from assay.training import digits
 from assay.training.digits import DigitsSettings, fill_pool, losses, plan_pool, train, works
 from assay.training.loop import Schedule
 from assay.training.pool import Pool
+from assay.training.private import Privacy
 
 SHORT = DigitsSettings(width=16, layers=1, draws=1, schedule=Schedule(steps=3, batch=8, learning_rate=1e-3, warmup=1, ema=0.9))
 HALF = np.arange(1797) % 2 == 0
@@ -139,3 +140,11 @@ def test_a_tiny_pool(tmp_path):
         fill_pool(tmp_path, plan)
     with pytest.raises(Mismatch, match="another pool"):
         fill_pool(tmp_path, plan_pool(2, seed=2, settings=SHORT), SHORT)
+
+
+def test_a_private_training_says_what_it_promised():
+    privacy = Privacy(epsilon=1.0, delta=1e-4, clip=0.1, multiplicity=2, accountant="rdp")
+    denoiser, kept = digits.train_privately(HALF, privacy, seed=1, settings=SHORT)
+    assert weights(denoiser) != weights(digits.untrained(seed=1, settings=SHORT))
+    assert (kept.works, kept.steps, kept.sampling_rate) == (899, 3, 8 / 899)
+    assert 0 < kept.epsilon <= 1

@@ -1,6 +1,9 @@
 """The command around a method of auditing: one record, nothing left over, and the same call again costs nothing."""
 
 import json
+from importlib import import_module
+
+import pytest
 
 import assay
 from assay.memorization.membership import PROBE
@@ -25,3 +28,18 @@ def test_a_membership_audit_leaves_a_record_and_no_tape(tmp_path):
     assert denoiser.passes == before
     assert again.record is not None
     assert again.record.findings == outcome.record.findings
+
+
+@pytest.mark.parametrize("method", ["detectors", "inpainting"])
+def test_an_audit_with_pictures_leaves_all_that_its_tables_name(tmp_path, method):
+    works, denoiser = tiny_works(), tiny()
+    quick = import_module(f"assay.memorization.{method}").PROBE
+    plan = assay.audit(denoiser, works, method=method, settings=quick, dry_run=True).extra["plan"]
+    record = assay.audit(denoiser, works, method=method, settings=quick, out=tmp_path).record
+    assert record is not None
+    assert record.passes == plan["passes"] + plan.get("training_passes", 0)
+    named = {cell["picture"] for table in record.tables for row in table.rows for cell in row if isinstance(cell, dict)}
+    assert named
+    assert named < {picture.file for picture in record.pictures}
+    assert all((tmp_path / picture.file).exists() for picture in record.pictures)
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -177,7 +177,7 @@ def bench_of(works, folder, subject):
 def test_an_eraser_that_fails_is_a_cell_with_its_reason(works, tmp_path):
     """UCE refuses a ridge that is not positive; the bench goes on, and says why in the concept's chapter."""
     bench = bench_of(works, tmp_path, Subject("solid", "style", "solid", ""))
-    bench.chosen["uce"] = uce.Settings(lam=-1.0)
+    bench.rows.chosen["uce"] = uce.Settings(lam=-1.0)
     assert bench.measure([("solid", "uce"), ("solid", "negative_prompt")]) == 2
     results = bench.results()
     assert "`lam` must be positive" in results.of("solid")["uce"].failed

@@ -22,7 +22,7 @@ from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
-from assay.guidance import Predictions
+from assay.guidance import TELLING, Predictions
 from assay.noise import derive, normal, uniform
 from assay.patch import Patch
 from assay.patched import Patched
@@ -206,9 +206,9 @@ def predict(denoiser: Denoiser, target: Target, x_t: torch.Tensor, t: torch.Tens
     """Return what a sampler follows, in the network's own view: (b, c, h, w).
 
     That is the network's prediction; where a patch carries a sampling rule, which plain prediction would pass by, the rule's combination at the
-    target's guidance, without momentum, which only whole samplings have.
+    target's guidance, without momentum, which only whole samplings have. Rules that only change what the model is told leave its predictions alone.
     """
-    if not denoiser.rules:
+    if not denoiser.rules or denoiser.rules[-1].name in TELLING:
         return denoiser.predict(x_t, t, conditioning, denoiser.view)
     rule, count = denoiser.rules[-1], len(x_t)
     parts = [conditioning, *(denoiser.conditioning([prompt]).expand(count) for prompt in ("", *(prompt for prompt, _ in rule.prompts)))]

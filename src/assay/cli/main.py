@@ -106,8 +106,10 @@ def attack(**options: Any) -> None:
 @cli.command(cls=MethodCommand)
 @model_argument
 @click.option("--works", type=click.Path(), help="The works to look for.  [default: those of the built-in model]")
-@click.option("--method", required=True, help="How: see `assay methods audit`.")
+@click.option("--method", help="How: see `assay methods audit`.  [default: nearest; with --mine, mine]")
 @click.option("--preset", help="A named set of settings: paper or small.  [default: small]")
+@click.option("--mine", type=click.Path(), help="Was my work in it? A folder of your own pictures, or whatever `works import` reads.")
+@click.option("--unseen", type=click.Path(), help="Works that the model never saw, beside --mine.  [default: those of --works that were never shown]")
 @patch_option
 @shared
 def audit(**options: Any) -> None:
@@ -164,20 +166,21 @@ def retrain(**options: Any) -> None:
 
 
 @cli.command()
-@click.argument("subject", type=click.Choice(["world", "erasure"]), default="world")
+@click.argument("subject", type=click.Choice(["world", "erasure", "attacks"]), default="world")
 @click.option("--results", type=click.Path(), default="benchmarks", show_default=True, help="Folder of stored results.")
 @click.option(
     "--chapter", multiple=True, metavar="NAME", help="Of world: only this chapter: references, judges, digits, duplicates, emoji32; repeatable."
 )
 @click.option("--retrain", is_flag=True, help="Of world: train and measure anew first: hours on two cores; goes on where it was.")
-@click.option("--measure", is_flag=True, help="Of erasure: make the cells that are not there yet: hours on two cores; goes on where it was.")
-@click.option("--methods", metavar="A,B", help="Of erasure: only these erasers.  [default: all]")
-@click.option("--concept", multiple=True, help="Of erasure: only this concept; repeatable.  [default: those of the built-in world]")
-@click.option("--kind", type=click.Choice(["style", "object"]), help="Of erasure: what a concept of your own works is.")
-@click.option("--limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Of erasure: stop after so long, at the end of a cell.")
-@click.option("--patch", "patches", multiple=True, metavar="NAME=PATH", help="Of erasure: a model to compare with: again, reference, no-noto...")
-@click.option("--model", default="emoji64", show_default=True, help="Of erasure: the model.")
-@click.option("--works", type=click.Path(), help="Of erasure: works that say which styles and titles there are.")
+@click.option("--measure", is_flag=True, help="Of erasure and attacks: make the cells that are not there yet: hours; goes on where it was.")
+@click.option("--methods", metavar="A,B", help="Only these erasers; of attacks also several at once, as A+B.  [default: all]")
+@click.option("--attacks", metavar="A,B", help="Of attacks: only these.  [default: all]")
+@click.option("--concept", multiple=True, help="Of erasure and attacks: only this concept; repeatable.  [default: those of the built-in world]")
+@click.option("--kind", type=click.Choice(["style", "object"]), help="Of erasure and attacks: what a concept of your own works is.")
+@click.option("--limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Of erasure and attacks: stop after so long, at the end of a cell.")
+@click.option("--patch", "patches", multiple=True, metavar="NAME=PATH", help="Of both: a model to compare with: again, reference, no-noto...")
+@click.option("--model", default="emoji64", show_default=True, help="Of erasure and attacks: the model.")
+@click.option("--works", type=click.Path(), help="Of erasure and attacks: works that say which styles and titles there are.")
 @shared
 def bench(**options: Any) -> None:
     """Put what was measured side by side, as one report, from stored results or anew.

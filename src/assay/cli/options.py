@@ -26,6 +26,7 @@ class MethodCommand(click.Command):
         """Add the named method's settings as options, then parse."""
         name = next((args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--method"), None)
         name = next((arg.partition("=")[2] for arg in args if arg.startswith("--method=")), name)
+        name = name or ("mine" if any(arg.partition("=")[0] == "--mine" for arg in args) else None)
         row = next((row for row in methods(VERBS[self.name or ""]) if row["name"] == name), None)
         kept = [param for param in self.params if not isinstance(param, SettingOption)]
         self.params = kept + [SettingOption(field) for field in method_settings.read(row["module"]).fields] if row else kept

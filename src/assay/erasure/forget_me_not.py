@@ -24,14 +24,14 @@ they could not reproduce it; attention that leaves the concept's tokens goes to 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from assay.attention import exposed
 from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
@@ -276,35 +276,3 @@ def attention_norm(maps: Sequence[torch.Tensor], places: torch.Tensor) -> torch.
     """
     chosen = places[:, None, None, :].to(maps[0].device)
     return torch.stack([(probabilities.float() * chosen).square().sum() for probabilities in maps]).sum().sqrt()
-
-
-class Exposing:
-    """An attention processor that computes attention in two products and lends the probabilities between them.
-
-    Args:
-        maps: takes the probabilities of each call: (b, heads, positions, tokens).
-    """
-
-    def __init__(self, maps: list[torch.Tensor]) -> None:
-        """Keep the list."""
-        self.maps = maps
-
-    def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Attend."""
-        batch = len(hidden_states)
-        query, key, value = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-        query, key, value = (attn.head_to_batch_dim(part) for part in (query, key, value))
-        probabilities = attn.get_attention_scores(query, key)
-        self.maps.append(probabilities.unflatten(0, (batch, -1)))
-        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(probabilities @ value)))
-
-
-@contextmanager
-def exposed(unet: Any) -> Generator[list[torch.Tensor]]:
-    """While active, every pass of `unet` appends the probabilities of each cross-attention layer to the list; its processors come back at the end."""
-    kept, maps = unet.attn_processors, []
-    unet.set_attn_processor({name: Exposing(maps) if ".attn2." in name else processor for name, processor in kept.items()})
-    try:
-        yield maps
-    finally:
-        unet.set_attn_processor(kept)

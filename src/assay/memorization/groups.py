@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from PIL import Image
@@ -53,7 +54,7 @@ class Group(NamedTuple):
     """Works that are judged together."""
 
     kind: str
-    """calibration, holdout, members or canary."""
+    """calibration, holdout, members, canary, or mine: works that somebody asks after."""
     arm: str | None
     """Of canaries: one caption, or varied."""
     dose: int
@@ -70,7 +71,7 @@ class Group(NamedTuple):
     def words(self) -> str:
         """How tables name it."""
         if self.arm is None:
-            return {"members": "ordinary members"}.get(self.kind, f"{self.kind} works, never trained")
+            return {"members": "ordinary members", "mine": "works asked after"}.get(self.kind, f"{self.kind} works, never trained")
         caption = {"one": "one caption", "varied": "varied captions"}.get(self.arm, self.arm)
         return f"canaries, {caption}, k = {self.dose}" + (" (control)" if self.dose == 0 else "")
 
@@ -94,12 +95,13 @@ class Sizes(Protocol):
         ...
 
 
-def choose(works: Works, settings: Sizes, seed: int) -> list[Group]:
+def choose(works: Works, settings: Sizes, seed: int, mine: Sequence[int] = ()) -> list[Group]:
     """Say which works to ask for, group by group; a work's place in the lottery depends on seed and id alone.
 
     Ordinary members are those of the commonest number of copies; calibration and holdout works are those that were never shown.
 
-    Works that declare a `subset` none of which was trained are left out: they are not like the others.
+    Works that declare a `subset` none of which was trained are left out: they are not like the others. Where somebody asks after works, rows `mine`,
+    nobody knows what they are: they come last, a group of their own; members need not be known, and canaries are not asked for.
 
     Raises:
         BadInput: a canary's dose is no number.
@@ -107,20 +109,23 @@ def choose(works: Works, settings: Sizes, seed: int) -> list[Group]:
     """
     rows = works.table.drop_columns(["image"]).to_pylist()
     attributes = [dict(row["attributes"] or []) for row in rows]
-    trained = {about.get("subset") for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"]}
+    asked = set(mine)
+    others = [(index, row, about) for index, (row, about) in enumerate(zip(rows, attributes)) if index not in asked]
+    trained = {about.get("subset") for _, row, about in others if row["split"] == "member" and row["copies"]}
+    like = trained or {about.get("subset") for about in attributes}
     canaries: dict[tuple[str, int], list[int]] = {}
     plain: dict[str, list[int]] = {"calibration": [], "holdout": [], "member": []}
-    usual = Counter(row["copies"] for row, about in zip(rows, attributes) if row["split"] == "member" and row["copies"] and "canary" not in about)
+    usual = Counter(row["copies"] for _, row, about in others if row["split"] == "member" and row["copies"] and "canary" not in about)
     dose = max(usual, key=lambda copies: (usual[copies], -copies), default=1)
     wanted = {"calibration": 0, "holdout": 0, "member": dose}
-    for index, (row, about) in enumerate(zip(rows, attributes)):
+    for index, row, about in others:
         if "canary" in about and "dose" in about:
             if not about["dose"].isdigit():
                 raise BadInput(f"Work {row['id'][:12]} declares the dose `{about['dose']}`.", "A dose is a whole number of copies.")
             canaries.setdefault((about["canary"], int(about["dose"])), []).append(index)
-        elif row["split"] in plain and about.get("subset") in trained and row["copies"] == wanted[row["split"]]:
+        elif row["split"] in plain and about.get("subset") in like and row["copies"] == wanted[row["split"]]:
             plain[row["split"]].append(index)
-    if not trained:
+    if not trained and not mine:
         raise Unsupported("The works have no members, so there is nothing to audit.", "Declare what the model was trained on: `split` = member.")
     if not plain["calibration"]:
         raise Unsupported(
@@ -134,5 +139,8 @@ def choose(works: Works, settings: Sizes, seed: int) -> list[Group]:
         Group("holdout", None, 0, drawn["holdout"]),
         Group("members", None, dose, drawn["member"]),
     ]
-    groups += [Group("canary", arm, dose, canaries[arm, dose]) for arm, dose in sorted(canaries)]
+    if mine:
+        groups.append(Group("mine", None, 1, list(mine)))
+    else:
+        groups += [Group("canary", arm, dose, canaries[arm, dose]) for arm, dose in sorted(canaries)]
     return [group for group in groups if group.works]

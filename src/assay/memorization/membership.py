@@ -212,7 +212,22 @@ def audit(
     """
     check(settings)
     start, before = time.monotonic(), denoiser.passes
-    groups = choose(works, settings, seed)
+    evidence = measure(denoiser, works, choose(works, settings, seed), settings, seed=seed, progress=progress, folder=folder)
+    record = witness(works, evidence, asdict(settings), bool(denoiser.rules), seed)
+    return Audit(completed(record, denoiser, works, seed=seed, started=start, passes=before), {})
+
+
+def measure(
+    denoiser: Denoiser,
+    works: Works,
+    groups: list[Group],
+    settings: Settings,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
+) -> Evidence:
+    """Score works of some groups, calibration works first, in every way; arguments as in `audit`."""
     asked = [index for group in groups for index in group.works]
     texts, names = works.column("captions"), works.column("id")
     captions, ids = [texts[index][0] for index in asked], [names[index] for index in asked]
@@ -227,9 +242,7 @@ def audit(
     if first.sum() >= quantile.LEAST:
         options = {"seed": seed, "level": settings.quantile, "bags": settings.bags}
         scores["quantile"] = quantile.margins(-np.log(TINY - scores["secmi"]), quantile.components(alike), first, **options)
-    evidence = Evidence(groups, asked, scores, blind(alike, groups, seed))
-    record = witness(works, evidence, asdict(settings), bool(denoiser.rules), seed)
-    return Audit(completed(record, denoiser, works, seed=seed, started=start, passes=before), {})
+    return Evidence(groups, asked, scores, blind(alike, groups, seed))
 
 
 def likeness(works: Works, captions: list[str]) -> np.ndarray:

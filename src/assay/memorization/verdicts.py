@@ -60,13 +60,20 @@ class Evidence(NamedTuple):
     """Their rows in the table, in order."""
     scores: dict[str, np.ndarray]
     """Name -> (works,), higher for members; `timesteps` is the loss at each: (works, timesteps)."""
-    blind: Blind | None
+    blind: Blind | None = None
     """The baseline without a model."""
+    known: dict[str, str] = NAMES
+    """Names of scores: as metrics have them -> as people do."""
 
     @property
     def names(self) -> dict[str, str]:
-        """The scores that were computed, as in `NAMES`."""
-        return {name: words for name, words in NAMES.items() if name in self.scores}
+        """The scores that were computed, as in `known`."""
+        return {name: words for name, words in self.known.items() if name in self.scores}
+
+    @property
+    def table(self) -> np.ndarray:
+        """All scores side by side, as collections are tested: (works, scores)."""
+        return np.column_stack([*(self.scores[name] for name in self.names), self.scores["timesteps"]])
 
     def rows(self, *kinds: str, arm: str | None = None, dose: int | None = None) -> np.ndarray:
         """Return the places of the works of some kinds, and of one arm and dose of canaries."""
@@ -197,7 +204,7 @@ def roc(evidence: Evidence, members: np.ndarray, never: np.ndarray) -> Curve:
 
 def collections(works: Works, evidence: Evidence, divisions: int, seed: int) -> list[Collection]:
     """Test all ordinary members, those of every style and creator with enough works, and, as a control, holdout against calibration works."""
-    table = np.column_stack([*(evidence.scores[name] for name in evidence.names), evidence.scores["timesteps"]])
+    table = evidence.table
     members, calibration, holdout = (evidence.rows(kind) for kind in ("members", "calibration", "holdout"))
     never = np.concatenate([calibration, holdout])
     sides = [("all ordinary members", members, never), ("control: holdout against calibration works", holdout, calibration)]

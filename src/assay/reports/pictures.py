@@ -81,6 +81,43 @@ def save_picture(image: Image.Image, folder: str | Path, name: str, caption: str
     return Picture(file=file, sha256=hashlib.sha256(buffer.getvalue()).hexdigest(), caption=caption)
 
 
+def captioned(image: Image.Image, text: str, width: int, frame: tuple[int, int, int], label_size: int = 9) -> Image.Image:
+    """Return an image in a coloured frame, with up to three lines of text below it, in a tile of one size for all texts.
+
+    Args:
+        image: as it is.
+        text: broken at spaces; what does not fit ends in an ellipsis.
+        width: of the tile in pixels, at least the image's and its frame's.
+        frame: its colour.
+        label_size: height of the letters in pixels.
+    """
+    font, line = ImageFont.load_default(label_size), round(label_size * 1.2)
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    width = max(width, image.width + 4)
+    tile = Image.new("RGB", (width, image.height + 6 + LINES * line), PAPER)
+    pen = ImageDraw.Draw(tile)
+    left = (width - image.width) // 2
+    pen.rectangle((left - 2, 0, left + image.width + 1, image.height + 3), outline=frame, width=2)
+    tile.paste(image, (left, 2))
+    for place, words in enumerate(_wrap(text, font, width - 2, LINES)):
+        pen.text((width / 2, image.height + 6 + (place + 0.5) * line), words, INK, font, anchor="mm")
+    return tile
+
+
+def small_png(image: Image.Image, most: int) -> bytes:
+    """Return a picture as a PNG of at most `most` bytes: in fewer and fewer colours, and then smaller."""
+    colours = 256
+    while True:
+        buffer = io.BytesIO()
+        image.quantize(colours).save(buffer, "PNG", optimize=True)
+        if buffer.tell() <= most:
+            return buffer.getvalue()
+        if colours > 32:
+            colours //= 2
+        else:
+            image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
+
+
 def _paste(canvas: Image.Image, image: Image.Image, scale: int, corner: tuple[int, int], cell: tuple[int, int]) -> None:
     large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     place = (corner[0] + (cell[0] - large.width) // 2, corner[1] + (cell[1] - large.height) // 2)

@@ -63,6 +63,9 @@ def _stage(place: int, name: str, pairs: list[tuple[Entry, Record]]) -> dict[str
 def _record(entry: Entry, record: Record, slug: str) -> dict[str, Any]:
     folder = PurePosixPath(entry.record).parent
     known = {picture.file: picture for picture in record.pictures}
+    tabled = {
+        cell["picture"] for table in record.tables for row in table.rows for cell in row if sum(map(_is_picture, row)) > 2 and _is_picture(cell)
+    }
     return {
         "slug": slug,
         "file": entry.record,
@@ -72,7 +75,7 @@ def _record(entry: Entry, record: Record, slug: str) -> dict[str, Any]:
         "method": record.method,
         "findings": record.findings,
         "shows_not": record.shows_not,
-        "pictures": [{"file": str(folder / p.file), "sha256": p.sha256, "caption": p.caption} for p in record.pictures],
+        "pictures": [{"file": str(folder / p.file), "sha256": p.sha256, "caption": p.caption} for p in record.pictures if p.file not in tabled],
         "curves": [curve.model_dump() | {"points": _points(curve.model_dump())} for curve in record.curves],
         "metrics": _metrics(record.metrics),
         "tables": [_table(table, folder, known) for table in record.tables],

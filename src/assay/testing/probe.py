@@ -18,7 +18,7 @@ from assay import settings as method_settings
 from assay.concept import Concept
 from assay.errors import AssayError
 from assay.testing.pipelines import KINDS, tiny
-from assay.testing.worlds import tiny_target, tiny_works
+from assay.testing.worlds import own_among, tiny_target, tiny_works
 
 SUBJECTS = {"erasure": ("erase", "patch"), "attacks": ("attack", "record"), "memorization": ("audit", "record")}
 """Method folder -> its verb, and what its methods return."""
@@ -62,6 +62,8 @@ def _audit(method: Any, denoiser: Any) -> object:
     from assay.evaluation.centroid import CentroidJudge
 
     works = tiny_works()
+    if method.__name__.endswith(".mine"):
+        works = own_among(works)
     return method.audit(denoiser, works, method.Settings(**method.PROBE), judge=CentroidJudge(works), seed=0)
 
 

@@ -46,6 +46,14 @@ def tiny_works(size: int = 32, seed: int = 0) -> Works:
     return Works.from_rows(rows)
 
 
+def own_among(works: Works, every: int = 6) -> Works:
+    """Return works some of which, every so many of the members, somebody asks after: they declare `mine`, and nobody says what they are."""
+    rows = [row | {"attributes": sorted(row["attributes"].items())} for row in works]
+    for row in [row for row in rows if row["split"] == "member"][::every]:
+        row |= {"attributes": [("mine", "yes")], "split": None, "copies": None}
+    return Works.from_rows(rows)
+
+
 def tiny_target(denoiser: Denoiser, size: int = 2) -> Target:
     """Return what an attack on `green` is to bring back of a tiny pipeline: some green works and prompts, and three other green works."""
     works = tiny_works(denoiser.image_size).where(lambda row: row["title"].startswith("green") and row["copies"] == 1)

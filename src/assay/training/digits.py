@@ -25,8 +25,11 @@ from assay.errors import Misconfigured
 from assay.noise import derive, generator
 from assay.record import digest_of
 from assay.training.digits_network import DigitsNetwork, pipeline
+from assay.training.finetune import Student
 from assay.training.loop import Progress, Schedule
 from assay.training.pool import Plan, Pool, fill, gather
+from assay.training.private import Guarantee, Privacy
+from assay.training.private import train as privately
 from assay.training.unet import UNetSettings
 from assay.training.unet import train as train_unet
 from assay.works import Works
@@ -91,6 +94,25 @@ def pixels() -> torch.Tensor:
     return torch.from_numpy(works().pixels(8)).permute(0, 3, 1, 2).float() / 255
 
 
+def chosen(included: np.ndarray) -> np.ndarray:
+    """Return the rows of the works that a training sees: int64, (n,).
+
+    Raises:
+        Misconfigured: `included` does not fit the works, or leaves none.
+    """
+    if included.shape != (len(works()),) or not included.any():
+        raise Misconfigured(f"{np.count_nonzero(included)} of {len(included)} works make no training set.", f"Choose among {len(works())} works.")
+    return np.flatnonzero(included)
+
+
+def untrained(*, seed: int, settings: DigitsSettings = DigitsSettings()) -> Denoiser:
+    """Return a model with the initial weights of a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "unet"))
+        network = DigitsNetwork(width=settings.width, layers=settings.layers)
+    return Denoiser(pipeline(network), name="digits")
+
+
 def train(
     included: np.ndarray, *, seed: int, settings: DigitsSettings = DigitsSettings(), folder: Path | None = None, progress: Progress | None = None
 ) -> Denoiser:
@@ -121,9 +143,40 @@ def train(
     how = UNetSettings(gamma=0.0, empty=settings.empty, schedule=settings.schedule)
     scheduler: Any = DDPMScheduler.from_config(denoiser.pipeline.scheduler.config)
     states = denoiser.conditioning(texts).states
-    unet: Any = network
+    unet: Any = denoiser.unet
     train_unet(unet, denoiser.latents(pixels()[rows]), states, epoch, how, scheduler, seed=seed, folder=folder, progress=progress).use_average()
     return denoiser
+
+
+def train_privately(
+    included: np.ndarray, privacy: Privacy, *, seed: int, settings: DigitsSettings = DigitsSettings(), progress: Progress | None = None
+) -> tuple[Denoiser, Guarantee]:
+    """Train a model on some of the digits by DP-SGD; without noise and clipping it is `train` with Poisson samples.
+
+    Args:
+        included: which works it sees: bool, (1797,).
+        privacy: the budget; every digit is a work.
+        seed: of initial weights and every draw.
+        settings: network and schedule.
+        progress: called after every step.
+
+    Returns:
+        The model, with the averaged weights in, and what was promised.
+
+    Raises:
+        Misconfigured: `included` does not fit the works, or a number is out of its range.
+    """
+    rows = chosen(included)
+    denoiser = untrained(seed=seed, settings=settings)
+    student = Student(denoiser, denoiser.group("unet"))
+    texts = ["", *map(str, range(10))]
+    captions = [[texts.index(works().column("title")[row])] for row in rows.tolist()]
+    latents, told = denoiser.latents(pixels()[rows]), denoiser.conditioning(texts)
+    kept = privately(student, latents, told, captions, privacy, settings.schedule, seed=seed, empty=settings.empty, progress=progress)
+    with torch.no_grad():
+        for name, weight in student.weights.items():
+            weight.copy_(student.masters[name])
+    return denoiser, kept
 
 
 @torch.no_grad()

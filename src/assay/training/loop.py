@@ -66,6 +66,9 @@ class Run:
         plan: what the checkpoint belongs to; a checkpoint of another plan is refused.
     """
 
+    figure = "loss"
+    """What `losses` are, to whom progress is told."""
+
     def __init__(
         self, parameters: dict[str, torch.Tensor], loss: Loss, schedule: Schedule, *, seed: int, folder: Path | None = None, plan: str = ""
     ) -> None:
@@ -94,21 +97,26 @@ class Run:
         while self.step < until:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
-            value = self.loss(self.step, generator(self.seed, "step", self.step))
-            value.backward()
+            value = self.gradients(generator(self.seed, "step", self.step))
             torch.nn.utils.clip_grad_norm_(tensors, self.schedule.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
-            self.losses.append(float(value.detach()))
+            self.losses.append(value)
             if self.average:
                 decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
                 torch._foreach_lerp_(list(self.average.values()), [tensor.detach() for tensor in tensors], 1 - decay)
             if progress:
-                progress(self.step, self.schedule.steps, {"loss": sum(self.losses[-50:]) / len(self.losses[-50:])})
+                progress(self.step, self.schedule.steps, {self.figure: sum(self.losses[-50:]) / len(self.losses[-50:])})
             if self.folder is not None and (self.step % every == 0 or self.step == until):
                 self._save(self.folder / "checkpoint.safetensors")
         return self.losses
+
+    def gradients(self, rng: torch.Generator) -> float:
+        """Give every parameter its gradient at this step and return the loss; other ways to a gradient put theirs here."""
+        value = self.loss(self.step, rng)
+        value.backward()
+        return float(value.detach())
 
     def use_average(self) -> None:
         """Replace the parameters by their average."""

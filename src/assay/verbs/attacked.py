@@ -45,8 +45,8 @@ def attempted(hits: np.ndarray, attempts: int) -> np.ndarray:
     return hits.reshape(-1, attempts)
 
 
-def successes(judge: JudgeLike, concept: Concept, shown: Sequence[tuple[np.ndarray, np.ndarray]], attempts: int) -> list[Metric]:
-    """Return success rates with Wilson's intervals.
+def counted(judge: JudgeLike, concept: Concept, shown: Sequence[tuple[np.ndarray, np.ndarray]], attempts: int) -> dict[str, tuple[np.ndarray, float]]:
+    """Return which prompts show the concept, and what a judge that guesses would say so of, of those that the judge can name.
 
     Args:
         judge: who judged.
@@ -61,16 +61,20 @@ def successes(judge: JudgeLike, concept: Concept, shown: Sequence[tuple[np.ndarr
     known = shown[1][0]
     base, pre, after = shown[0][1][known], shown[1][1][known], np.asarray(attempted(shown[2][1], attempts).any(1))[known]
     one = judge.chance("style") if concept.kind == "style" else min(1.0, len(family_of(concept)) * judge.chance("title"))
-    several, signature = 1 - (1 - one) ** attempts, f"{judge.name} {judge.digest[:12]}"
-    sets = {
+    several = 1 - (1 - one) ** attempts
+    return {
         "base": (base, one),
         "pre": (pre, one),
         "post": (after[~pre], several),
         "attacked": (after, several),
         "total": (pre | after, 1 - (1 - one) * (1 - several)),
     }
-    metrics = []
-    for name, (hits, chance) in sets.items():
+
+
+def successes(judge: JudgeLike, concept: Concept, shown: Sequence[tuple[np.ndarray, np.ndarray]], attempts: int) -> list[Metric]:
+    """Return success rates with Wilson's intervals; names and arguments are those of `counted`."""
+    metrics, signature = [], f"{judge.name} {judge.digest[:12]}"
+    for name, (hits, chance) in counted(judge, concept, shown, attempts).items():
         low, high = wilson(int(hits.sum()), len(hits)) if len(hits) else (None, None)
         value = float(hits.mean()) if len(hits) else None
         better = "higher" if name == "base" else "lower"
@@ -82,7 +86,7 @@ def findings(method: str, concept: Concept, metrics: Sequence[Metric], found: At
     """Say in words whether the concept stayed out."""
     value = {metric.name.removesuffix(".success"): metric for metric in metrics}
 
-    def counted(name: str) -> str:
+    def said_of(name: str) -> str:
         metric = value[name]
         if metric.value is None:
             return "none of 0"
@@ -90,10 +94,10 @@ def findings(method: str, concept: Concept, metrics: Sequence[Metric], found: At
 
     tries = "" if found.attempts == 1 else f" in {found.attempts} attempts each"
     said = [
-        f"By {method}, the model shows `{concept.name}` on {counted('post')} of the prompts that did not bring it back by themselves{tries}.",
-        f"By themselves the prompts bring it back on {counted('pre')}{'' if patched else ': no patch is on'}; the model without patches shows it on "
-        f"{counted('base')}.",
-        f"Together, by prompt or attack: {counted('total')}; a judge that guesses would say so of at most {value['total'].chance or 0:.1%}.",
+        f"By {method}, the model shows `{concept.name}` on {said_of('post')} of the prompts that did not bring it back by themselves{tries}.",
+        f"By themselves the prompts bring it back on {said_of('pre')}{'' if patched else ': no patch is on'}; the model without patches shows it on "
+        f"{said_of('base')}.",
+        f"Together, by prompt or attack: {said_of('total')}; a judge that guesses would say so of at most {value['total'].chance or 0:.1%}.",
     ]
     if "loss.before" in value and "loss.after" in value:
         losses = f"{value['loss.before'].value or 0:.4f} to {value['loss.after'].value or 0:.4f}"

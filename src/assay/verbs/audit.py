@@ -10,12 +10,13 @@ from typing import Any
 
 from assay import settings as method_settings
 from assay.denoiser import Denoiser
-from assay.errors import Missing
+from assay.errors import Misconfigured, Missing
 from assay.jobs.outcome import Outcome
 from assay.patch import Patch
 from assay.reports.pictures import save_picture
 from assay.verbs.evaluate import judge_for
 from assay.verbs.methods import method_row
+from assay.verbs.own_works import gathered, noted
 from assay.verbs.session import Session, Silent, works_for
 from assay.works import Works
 
@@ -24,9 +25,11 @@ def audit(
     model: str | Path | Denoiser = "emoji64",
     works: str | Path | Works | None = None,
     *,
-    method: str = "nearest",
+    method: str | None = None,
     preset: str | None = None,
     settings: dict[str, Any] | None = None,
+    mine: str | Path | Works | None = None,
+    unseen: str | Path | Works | None = None,
     patches: Sequence[str | Patch | tuple[Patch, float]] = (),
     out: str | Path | None = None,
     seed: int = 0,
@@ -39,9 +42,11 @@ def audit(
     Args:
         model: a built-in name, a folder, a hub id or a loaded denoiser.
         works: the works to look for; those of the built-in model by default.
-        method: see `assay methods audit`.
+        method: see `assay methods audit`; `mine` where `mine` is given, else `nearest`, if None.
         preset: named settings; small by default, because the paper's take 500 images a work.
         settings: fields of the method's settings that differ from the preset.
+        mine: own works, to ask whether the model was trained on them: a folder of pictures, or whatever `assay works import` reads.
+        unseen: works that the model never saw, to tell likeness from chance; by default those that `works` declares.
         patches: what is on the model.
         out: folder to write to; the same call goes on where it stopped.
         seed: of everything random.
@@ -54,13 +59,21 @@ def audit(
 
     Raises:
         Missing: the model is not built in and no works are given.
+        Misconfigured: own works come with another method than `mine`, or `unseen` or `mine` without own works.
     """
+    method = method or ("nearest" if mine is None else "mine")
+    if (mine is None) == (method == "mine") or (mine is None and unseen is not None):
+        raise Misconfigured(
+            "`--mine`, `--unseen` and the method `mine` belong together.", "Give a folder of your works with `--mine`, and no other method."
+        )
     module = import_module(method_row("memorization", method)["module"])
     session = Session("audit", model, out or f"out/audit-{method}", seed, device, patches, display or Silent())
     chosen = method_settings.resolve(module.Settings, module.PRESETS, preset or "small", dict(settings or {}))
     table = works_for(session, works)
     given = dict(settings or {})
-    session.ask(given, method=method, works=works, preset=preset)
+    session.ask(given, method=method, works=works, preset=preset, mine=mine, unseen=unseen)
+    own = None if mine is None else gathered(mine, table, unseen)
+    table = table if own is None else own.works
     if table is None:
         raise Missing("An audit needs the works to look for.", "Give them with `--works`; `assay works import` makes them from a folder.")
     if dry_run:
@@ -82,6 +95,8 @@ def audit(
         "versions": ours.versions,
         "pictures": pictures,
     }
+    if own is not None:
+        shared |= noted(made.record, own)
     spent = {"seconds": ours.seconds, "passes": ours.passes, "peak_memory": ours.peak_memory}
     record = made.record.model_copy(update=shared | spent)
     record.save(folder.path)

@@ -1,4 +1,4 @@
-"""`bench`: what was measured of the built-in world, or of erasers side by side, as one report; made from stored results, or measured anew."""
+"""`bench`: what was measured of the built-in world, of erasers side by side, or of them under attack, as one report; from stored results or anew."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.record import Dossier, Entry, Record, sha256_file, versions
 from assay.reports.render import write_report
-from assay.verbs import erasure_report
+from assay.verbs import attacks_report, erasure_report
 from assay.verbs.session import Session, Silent, peak_memory
 from assay.works import Works
 
-SUBJECTS = ("world", "erasure")
+SUBJECTS = ("world", "erasure", "attacks")
 
 
 def bench(
@@ -32,6 +32,7 @@ def bench(
     retrain: bool = False,
     measure: bool = False,
     methods: str | Sequence[str] | None = None,
+    attacks: str | Sequence[str] | None = None,
     concept: Sequence[str] = (),
     kind: Kind | None = None,
     limit: float | None = None,
@@ -47,22 +48,23 @@ def bench(
 ) -> Outcome:
     """Write `report.html`, `dossier.json` and one record a chapter.
 
-    What follows `retrain` is of the bench of erasers, which without `measure` shows the stored results.
+    What follows `retrain` is of the benches of erasers and of attacks, which without `measure` show the stored results.
 
     Args:
-        subject: what to put side by side: `world`, or `erasure`, every eraser.
+        subject: what to put side by side: `world`, `erasure`, every eraser, or `attacks`, every attack on every eraser.
         results: folder of the stored results, with the scripts that wrote them.
         chapter: only these; all by default.
         retrain: run the scripts first; they keep what they have in `out`-kept and go on from there when killed.
         measure: make the cells that are not there yet; they are kept in `out`-kept, and the report is made from those that are.
-        methods: only these erasers, separated by commas; the base and the models given are measured too.
+        methods: only these erasers, separated by commas; the base and the models given are measured too. Under attack also several joined by `+`.
+        attacks: only these attacks, separated by commas.
         concept: only these: concepts of the bench, or styles and objects that the works know.
         kind: of concepts that are not the bench's.
         limit: stop after so many seconds, at the end of a cell.
         patches: NAME=PATH of models to hold erasers against: `again`, `reference`, or a training of the built-in world such as `no-noto`.
         model: whose concepts are erased.
         works: say which styles and titles there are.
-        settings: of the cells, where they differ from `assay.benches.erasure.Settings`.
+        settings: of the cells, where they differ from `Settings` of `assay.benches.erasure` or `assay.benches.attacks`.
         seed: of everything random.
         device: a torch device.
         dry_run: plan only.
@@ -80,12 +82,13 @@ def bench(
     if subject not in SUBJECTS:
         raise Misconfigured(f"There is no bench `{subject}`.", f"There is {', '.join(SUBJECTS)}.")
     results, out = Path(results), Path(out or f"out/bench-{subject}")
-    if subject == "erasure":
+    if subject != "world":
         if not measure:
-            return erasure_report.stored(results, out, started)
-        session = Session("bench", model, out, seed, device, display=display)
-        chosen = [name.strip() for name in (methods.split(",") if isinstance(methods, str) else methods or ()) if name.strip()]
-        return erasure_report.measured(session, works, chosen, concept, kind, patches, settings or {}, limit, dry_run=dry_run)
+            return (erasure_report if subject == "erasure" else attacks_report).stored(results, out, started)
+        session, rows, given = Session("bench", model, out, seed, device, display=display), _listed(methods), settings or {}
+        if subject == "erasure":
+            return erasure_report.measured(session, works, rows, concept, kind, patches, given, limit, dry_run=dry_run)
+        return attacks_report.measured(session, works, rows, _listed(attacks), concept, kind, patches, given, limit, results, dry_run=dry_run)
     names = list(chapter) or list(world.QUESTIONS)
     if unknown := [name for name in names if name not in world.QUESTIONS]:
         raise Misconfigured(f"The bench has no chapter `{unknown[0]}`.", f"It has {', '.join(world.QUESTIONS)}.")
@@ -128,6 +131,11 @@ def bench(
     whole.save(folder.path)
     files = {"record": str(folder / "record.json"), "dossier": str(folder / "dossier.json"), "report": str(folder / "report.html")}
     return Outcome("bench", folder.path, whole, files)
+
+
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    """Return names given as a list or separated by commas."""
+    return [name.strip() for name in (names.split(",") if isinstance(names, str) else names or ()) if name.strip()]
 
 
 def _rehearse(results: Path, names: Sequence[str]) -> Outcome:

@@ -161,7 +161,8 @@ def _finding(target: Concept, made: Patch, moved: float) -> str:
     method = made.manifest.method.upper()
     if made.rules:
         prompts = ", ".join(f"`{prompt}` ({weight:+.2g})" for rule in made.rules for prompt, weight in rule.prompts)
-        return f"{method} changes no weight of the model: it is sampled by a rule, {made.manifest.made_for}, with the prompts {prompts}."
+        prompts = f", with the prompts {prompts}" if prompts else ""
+        return f"{method} changes no weight of the model: it is sampled by a rule, {made.manifest.made_for}{prompts}."
     anchor_text = f"`{target.anchor}`" if target.anchor else "the empty prompt"
     return f"{method} on `{target.name}`, its anchor {anchor_text}: {len(made.names)} tensors changed by {moved:.1%} of their norm."
 

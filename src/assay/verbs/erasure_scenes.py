@@ -56,15 +56,19 @@ def ask(session: Session, works: Works, subject: Subject, each: Mapping[str, int
     return made._replace(what=made.what._replace(groups=groups))
 
 
-def _shared(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
-    """Ask for a style, or for the family of objects that fits the subject's condition."""
+def concept_of(session: Session, works: Works, subject: Subject) -> Concept:
+    """Return a style, or the family of objects that fits the subject's condition, in the terms of the works: what erasers are told."""
     if subject.kind == "style" or not subject.where:
-        concept = concept_for(session, works, subject.words, subject.kind)
-    else:
-        fits = condition((subject.where,), works)
-        members = known.titles(works.where(lambda row: fits(row) and row["split"] == "member" and row["copies"] > 0))
-        embed = partial(text_vectors, session.denoiser)
-        concept = known.find(works, subject.words, kind="object", members=members, embed=embed, seed=session.seed)
+        return concept_for(session, works, subject.words, subject.kind)
+    fits = condition((subject.where,), works)
+    members = known.titles(works.where(lambda row: fits(row) and row["split"] == "member" and row["copies"] > 0))
+    embed = partial(text_vectors, session.denoiser)
+    return known.find(works, subject.words, kind="object", members=members, embed=embed, seed=session.seed)
+
+
+def _shared(session: Session, works: Works, subject: Subject, each: Mapping[str, int]) -> Asked:
+    """Ask for a style or a family."""
+    concept = concept_of(session, works, subject)
     return Asked(concept, scene(session, works, concept, each=each), None)
 
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,23 @@ import torch
 from PIL import Image
 from safetensors.torch import save as to_bytes
 
-from assay import settings as method_settings
-from assay.benches.erasure import AGAIN, BASE, MODELS, REFERENCE, About, Cell, Results, Settings, Share, Subject, distances
+from assay.benches.erasure import AGAIN, MODELS, REFERENCE, About, Cell, Results, Settings, Share, Subject, distances
 from assay.denoiser import to_pictures
-from assay.errors import AssayError, Misconfigured, Missing, NoRoom, Unsupported
+from assay.errors import AssayError, Missing, NoRoom
 from assay.evaluation.features import fixed_features
 from assay.evaluation.thresholds import Joint
 from assay.jobs.folder import OutFolder
 from assay.judge import JudgeLike
 from assay.memorization.copies import calibrate, copied
 from assay.noise import derive
-from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import digest_of, kept_tensors, write_atomically
 from assay.reports.pictures import grid, save_picture
+from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_scenes import Asked, ask
 from assay.verbs.evaluate import Scene, images_of, judged
 from assay.verbs.generate import Prompt
-from assay.verbs.methods import table
-from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
+from assay.verbs.session import Session
 from assay.works import Works
 
 SHOWN = {"target": 3, "neighbours": 1, "rest": 2}
@@ -79,35 +76,15 @@ class Bench:
         """
         self.session, self.works, self.judge, self.kept, self.settings = session, works, judge, kept, settings
         self.subjects = {subject.name: subject for subject in subjects}
-        names = {AGAIN, REFERENCE, *(subject.reference for subject in subjects)}
-        if unknown := [name for name in patches if name not in names]:
-            raise Misconfigured(f"No row of the bench is called `{unknown[0]}`.", f"Name the patches {', '.join(sorted(names))}.")
-        self.patches = {name: Patch.load(path) for name, path in patches.items()}
-        self.modules = {row["name"]: import_module(row["module"]) for row in table("erasure")}
+        self.rows = Rows(session, subjects, patches, MODELS)
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
         self._asked: dict[str, Asked] = {}
-
-    @cached_property
-    def chosen(self) -> dict[str, Any]:
-        """The settings of every method: small for a built-in model, else paper."""
-        preset = "small" if self.session.built_in else "paper"
-        return {name: method_settings.resolve(module.Settings, module.PRESETS, preset, {}) for name, module in self.modules.items()}
-
-    def work_of(self, method: str) -> tuple[int, int]:
-        """Return the passes of an erasure, and those with gradients."""
-        spent = self.modules[method].cost(self.chosen[method]) if method in self.modules else {"passes": 0}
-        return spent["passes"], spent.get("training_passes", 0)
-
-    def patch_of(self, subject: Subject, row: str) -> Patch | None:
-        """Return the patch given for a row that is no eraser."""
-        return self.patches.get(row) or (self.patches.get(subject.reference) if row == REFERENCE else None)
 
     @property
     def planned(self) -> list[tuple[str, str]]:
         """(concept, row) of every cell, the cheapest rows first."""
-        methods = sorted(self.modules, key=lambda name: (self.work_of(name)[0] + 3 * self.work_of(name)[1], name))
-        rows = [BASE, AGAIN, REFERENCE, *methods]
-        return [(name, row) for row in rows for name, subject in self.subjects.items() if row in (BASE, *methods) or self.patch_of(subject, row)]
+        rows = [*MODELS, *self.rows.cheapest(list(self.rows.modules))]
+        return [(name, row) for row in rows for name, subject in self.subjects.items() if self.rows.there(subject, row)]
 
     def asked(self, name: str) -> Asked:
         """Return what is asked for a concept."""
@@ -121,9 +98,8 @@ class Bench:
 
     def plan_of(self, name: str, row: str) -> dict[str, Any]:
         """Return all that a cell depends on."""
-        asked, subject = self.asked(name), self.subjects[name]
-        given = self.patch_of(subject, row)
-        plan = {
+        asked = self.asked(name)
+        return {
             "format": Results.model_fields["format"].default,
             **self.digests,
             "seed": self.session.seed,
@@ -131,8 +107,8 @@ class Bench:
             "concept": digest_of(asdict(asked.concept)),
             "scene": digest_of([[vars(prompt) for prompt in asked.what.rows], asked.what.groups]),
             "row": row,
+            "method": self.rows.plan_of(self.subjects[name], row),
         }
-        return plan | {"method": asdict(self.chosen[row]) if row in self.modules else None if given is None else given.digest}
 
     def cell(self, name: str, row: str) -> Cell | None:
         """Return a cell if it is there and of this plan; a model that was measured need not be given again."""
@@ -161,7 +137,7 @@ class Bench:
         images = len(cells) * sum(self.settings.each.values())
         if any(self.subjects[name].kind == "work" for name, _ in cells):
             images += self.settings.calibration
-        spent = [self.work_of(row) for _, row in cells]
+        spent = [self.rows.work_of(row) for _, row in cells]
         passes = images * self.settings.steps * (1 if self.settings.guidance == 1 else 2) + sum(plain for plain, _ in spent)
         return {"passes": passes, "training_passes": sum(trained for _, trained in spent), "images": images}
 
@@ -187,9 +163,11 @@ class Bench:
         denoiser, options = self.session.denoiser, {"steps": self.settings.steps, "guidance": self.settings.guidance}
         cell = Cell(concept=name, row=row)
         try:
-            cell, patch = self._patch(cell, asked, folder)
-            if patch is not None and not all(bool(tensor.isfinite().all()) for tensor in patch.tensors.values()):
-                raise Unsupported("The patch is not finite.")
+            if row in MODELS:
+                patch = self.rows.given(self.subjects[name], row)
+            else:
+                patch, cost = self.rows.made(row, asked.concept, folder.path)
+                cell = cell.model_copy(update=cost)
             guided = 1 if self.settings.guidance == 1 and not (patch and patch.rules) else 2
             sampling = float(guided + (len(patch.rules[-1].prompts) if patch and patch.rules else 0))
             cell = cell.model_copy(update={"sampling": sampling, "patch": "" if patch is None else patch.digest})
@@ -207,30 +185,6 @@ class Bench:
         shutil.rmtree(folder / "shards", ignore_errors=True)
         shutil.rmtree(folder / "training", ignore_errors=True)
         (folder / "patch.safetensors").unlink(missing_ok=True)
-
-    def _patch(self, cell: Cell, asked: Asked, folder: OutFolder) -> tuple[Cell, Patch | None]:
-        """Make a row's patch, or read the one that was given or made before; with what it cost."""
-        if cell.row not in self.modules:
-            return cell, self.patch_of(self.subjects[cell.concept], cell.row)
-        if (folder / "cost.json").exists() and (folder / "patch.safetensors").exists():
-            return Cell.model_validate_json((folder / "cost.json").read_bytes()), Patch.load(folder / "patch.safetensors")
-        denoiser, module = self.session.denoiser, self.modules[cell.row]
-        bar = self.session.bar(f"erasing {cell.concept} by {cell.row}")
-        fresh, before, start = reset_peak(), denoiser.passes, time.monotonic()
-        made = module.erase(denoiser, asked.concept, self.chosen[cell.row], seed=self.session.seed, progress=bar, folder=folder / "training")
-        seconds, passes, peak = time.monotonic() - start, denoiser.passes - before, peak_since() if fresh else None
-        made.save(folder / "patch.safetensors")
-        update = {
-            "seconds": round(seconds, 3),
-            "passes": passes,
-            "trained": min(passes, self.work_of(cell.row)[1]),  # fewer, where an earlier sitting made some
-            "peak_bytes": peak,
-            "second_per_pass": bare_speed(denoiser)[0] if passes else 0.0,
-            "patch_bytes": (folder / "patch.safetensors").stat().st_size,
-        }
-        cell = cell.model_copy(update=update)
-        write_atomically(folder / "cost.json", cell.model_dump_json(indent=1).encode())
-        return cell, made
 
     def _judge(self, cell: Cell, asked: Asked, images: torch.Tensor, folder: OutFolder) -> None:
         """Judge the pictures and write the cell; the file that says it is done comes last."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,8 @@ from assay.works.table import COMPRESSION, GROUP_BYTES, GROUP_WORKS, SCHEMA, roo
 
 SHARD_BYTES = 512 * 2**20
 SHOWN = 1000
+FROM_NAME = ("caption", "from the file name")
+"""What a work declares that had no caption."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def import_works(
     creator: str | None = None,
     size: int | None = None,
     max_side: int = MAX_SIDE,
+    titled: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportReport:
     """Import works into `out`/works-00000.parquet and on: all of them or, after a failure or Ctrl-C, none.
@@ -63,6 +67,7 @@ def import_works(
         creator: for works that state none.
         size: cut and scale every picture to this square; as decoded if None.
         max_side: pictures that would be stored with a longer side are quarantined.
+        titled: whether a work without a caption takes its file's name for one, and declares so (`caption` = from the file name).
         progress: called after every work with the counts imported and quarantined.
 
     Returns:
@@ -83,7 +88,7 @@ def import_works(
     try:
         for candidate in found:
             try:
-                shards.add(judged(candidate, license, creator, size, max_side))
+                shards.add(judged(candidate, license, creator, size, max_side, titled))
             except BadInput as error:
                 shards.set_aside(candidate.name, error.message)
                 counts[error.message.split(":")[0].rstrip(".")] += 1
@@ -100,7 +105,7 @@ def import_works(
     return report
 
 
-def judged(candidate: Candidate, license: str | None, creator: str | None, size: int | None, max_side: int) -> dict[str, Any]:
+def judged(candidate: Candidate, license: str | None, creator: str | None, size: int | None, max_side: int, titled: bool = False) -> dict[str, Any]:
     """Read, decode and normalise one work; calibration and holdout are not shown in training unless the source gives `copies`.
 
     Raises:
@@ -108,6 +113,9 @@ def judged(candidate: Candidate, license: str | None, creator: str | None, size:
     """
     row = candidate.read()
     captions, licence = texts(pick(row, "captions")), text(pick(row, "license")) or license
+    told = attributes(row)
+    if titled and not captions:
+        captions, told = spelled(candidate, row), [pair for pair in told if pair[0] != "caption"] + [FROM_NAME]
     if not captions:
         raise BadInput("It has no caption.")
     if not licence:
@@ -131,8 +139,15 @@ def judged(candidate: Candidate, license: str | None, creator: str | None, size:
         "split": split,
         "copies": whole(row, "copies", int(split not in {"calibration", "holdout"}), 0),
         "cluster": whole(row, "cluster", -1, -1),
-        "attributes": attributes(row),
+        "attributes": told,
     }
+
+
+def spelled(candidate: Candidate, row: dict[str, Any]) -> list[str]:
+    """Return the caption that a file's name makes: its words without the extension; none where it holds no word."""
+    named = pick(row, "image")
+    stem = Path(named if isinstance(named, str | Path) else candidate.name).stem
+    return texts(" ".join(re.split(r"[\W_]+", stem)).strip())
 
 
 class Shards:

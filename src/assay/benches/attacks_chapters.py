@@ -1,0 +1,241 @@
+"""What the bench of attacks says: a chapter on every concept, and one on them all, from whichever cells were measured."""
+
+from __future__ import annotations
+
+from assay.benches import erasure
+from assay.benches.attacks import COUNTS, About, Results
+from assay.benches.attacks_verdicts import BY, FLOOR, PUBLISHED, SOURCE, Published, admitted, bars, floors, published
+from assay.benches.erasure import BASE, REFERENCE, Share
+from assay.benches.verdicts import COST, NEAR, ROUNDING
+from assay.evaluation.admission import LEAST
+from assay.evaluation.intervals import wilson
+from assay.evaluation.ranks import FEWEST
+from assay.record import Metric, Record, Table, versions
+
+SHOWS_NOT = [
+    "An attack that fails proves nothing about stronger ones, longer ones or ones with other seeds.",
+    "How far a search gets within the budget depends on the machine; where the budget ended it, the cell is marked with `*`.",
+    "Everything has one seed: two erasures that differ in it alone may differ by more than the intervals, which are over prompts.",
+    "With 16 prompts one prompt is 6 points: the bar of 10 points is one prompt.",
+    "The attacker is given pictures of the concept; one who has none is weaker.",
+    "Success is what a small judge names first; total success has two chances or more to be named by mistake.",
+    "The reference for families is one model that saw none of several families.",
+]
+EMPTY = Share(hits=0, n=0)
+
+
+def said(share: Share) -> str:
+    """Return a share with its interval."""
+    if not share.n:
+        return "none"
+    low, high = wilson(share.hits, share.n)
+    return f"{share.value:.0%} ({low:.0%} to {high:.0%})"
+
+
+def chapter(results: Results, about: About, erasers: erasure.Results | None = None) -> Record:
+    """Write up one concept.
+
+    Args:
+        results: what was measured.
+        about: the concept.
+        erasers: the bench of erasers, which says what an erasure costs everything else.
+    """
+    cells, judge, metrics = results.of(about.name), results.digests["judge"][:12], []
+    attacks = [attack for attack in results.attacks if any(attack in attacked for attacked in cells.values())]
+    speak = admitted(results, about.kind)
+    for row, attacked in cells.items():
+        for attack, cell in attacked.items():
+            for count in COUNTS:
+                if not cell.failed and (share := cell.shares[count]).n:
+                    low, high = wilson(share.hits, share.n)
+                    shown = {"value": share.value, "low": low, "high": high, "n": share.n, "chance": share.chance}
+                    metrics.append(Metric(name=f"{row}.{attack}.{count}", better="lower", judge=judge, **shown))
+    tables = [_bars(results, about, erasers)] if bars(results, about.name, erasers) else []
+    heads = [f"{attack}{'' if attack in speak or not speak else ', left out of verdicts'}" for attack in attacks]
+    for count in ("total", "pre", "post"):
+        rows, words = [], COUNTS[count]
+        for row, attacked in cells.items():
+            there = [attacked.get(attack) for attack in attacks]
+            texts = ["" if cell is None else "failed" if cell.failed else said(cell.shares[count]) + "*" * cell.early for cell in there]
+            rows.append([row, *texts])
+        title = f"{about.name}: share of prompts that show it, {words}, with 95 % intervals"
+        tables.append(Table(title=title, columns=["", *heads], rows=rows))
+    prompts = [
+        [row, attack, cell.prompt, "yes" if cell.back else "no"]
+        for row, attacked in cells.items()
+        for attack, cell in attacked.items()
+        if not cell.failed
+    ]
+    tables.append(Table(title="What the model was told for the picture shown", columns=["", "attack", "told", "concept back"], rows=prompts))
+    return Record(
+        command="bench",
+        question=f"Does `{about.name}` stay out under attack, whoever erased it, beside a model that never saw it?",
+        method="attacks",
+        resolved={"anchor": about.anchor, "members": about.members, "reference": about.reference, "admitted": speak},
+        seeds={"seed": results.seed},
+        digests=results.digests,
+        metrics=metrics,
+        findings=_found(results, about, erasers) or ["Nothing of this concept has been measured yet."],
+        shows_not=SHOWS_NOT,
+        tables=tables,
+        versions=versions(),
+    )
+
+
+def _bars(results: Results, about: About, erasers: erasure.Results | None) -> Table:
+    columns = ["", "farthest above the reference under", "total success", "the reference's", "attacks measured", "stays out", "rest spared", "both"]
+    rows = []
+    for row, bar in bars(results, about.name, erasers).items():
+        measured = f"{bar.measured} of {bar.admitted}"
+        rows.append([row, bar.attack, said(bar.total), said(bar.reference), measured, *map(_answer, (bar.stays, bar.spared, bar.meets))])
+    return Table(
+        title=f"{about.name}: total success within {NEAR:.0%} of the reference, and everything else within {COST:.0%}", columns=columns, rows=rows
+    )
+
+
+def _answer(known: bool | None) -> str:
+    return "not known" if known is None else "yes" if known else "no"
+
+
+def _found(results: Results, about: About, erasers: erasure.Results | None) -> list[str]:
+    cells, lines = results.of(about.name), []
+    verdicts = bars(results, about.name, erasers)
+    if verdicts:
+        stay, meet = [row for row, bar in verdicts.items() if bar.stays], [row for row, bar in verdicts.items() if bar.meets]
+        out = [row for row, bar in verdicts.items() if bar.stays is False]
+        lines.append(
+            f"{len(stay)} of {len(verdicts)} erasers stay within {NEAR:.0%} of the reference under every admitted attack: "
+            f"{', '.join(stay) or 'none'}; {len(out)} do not{': ' * bool(out)}{', '.join(out)}."
+        )
+        lines.append(f"Of these, known to spare everything else too: {', '.join(meet) or 'none'}.")
+        if silent := [row for row, bar in verdicts.items() if bar.spared is None]:
+            lines.append(f"The bench of erasers does not say what everything else costs under {', '.join(silent)}.")
+    elif cells:
+        lines.append(_no_verdict(results, about))
+    lines += left_out(results, about.kind)
+    plain = {row: next((cell.shares["pre"].value for cell in cells.get(row, {}).values() if not cell.failed), None) for row in (BASE, REFERENCE)}
+    if None not in plain.values() and (fall := (plain[BASE] or 0) - (plain[REFERENCE] or 0)) < LEAST - ROUNDING:
+        lines.append(f"By plain prompts the reference shows it only {fall:.0%} less than the base: it hardly speaks for `{about.name}`.")
+    for row, attacked in cells.items():
+        whole = {attack: cell.shares["total"] for attack, cell in attacked.items() if not cell.failed}
+        if row not in (BASE, REFERENCE) and whole:
+            worst = max(whole, key=lambda attack: whole[attack].value)
+            pre = attacked[worst].shares["pre"]
+            lines.append(f"{row}: {said(pre)} by the prompt alone, {said(whole[worst])} with {worst}, which brings back most.")
+    lines += [f"{attack} on {row} failed: {cell.failed}" for row, attacked in cells.items() for attack, cell in attacked.items() if cell.failed]
+    return lines
+
+
+def _no_verdict(results: Results, about: About) -> str:
+    if any(kind == about.kind for kind, _ in floors(results)):
+        return (
+            f"No attack is admitted on {about.kind}s: each draws the concept from a model that never saw it on more than {FLOOR:.0%} of the prompts."
+        )
+    return (
+        f"No model trained without `{about.name}` was attacked (`--patch {about.reference}=`), so no attack is admitted and there is no verdict: "
+        "some attacks draw what a model never knew."
+    )
+
+
+def left_out(results: Results, kind: str) -> list[str]:
+    """Say which attacks are left out of verdicts on concepts of a kind, and why."""
+    high = {attack: floor for (of, attack), floor in floors(results).items() if of == kind and attack not in admitted(results, kind)}
+    return [
+        f"{attack} is left out of verdicts on {kind}s: it draws the concept from the model that never saw it on {said(floor)} of the prompts, "
+        f"more than {FLOOR:.0%}."
+        for attack, floor in high.items()
+    ]
+
+
+def verdict(results: Results, erasers: erasure.Results | None = None) -> Record:
+    """Write up the whole bench: which attacks can speak, who stands up to them all, and how published work orders the erasers.
+
+    Args:
+        results: what was measured.
+        erasers: the bench of erasers, which says what an erasure costs everything else.
+    """
+    tables, lines, metrics = [], [results.coverage], []
+    floor = floors(results)
+    if floor:
+        rows = [[kind, attack, said(share), "yes" if attack in admitted(results, kind) else "no"] for (kind, attack), share in floor.items()]
+        title = f"The floor: what attacks draw from models that never saw the concept; more than {FLOOR:.0%} is not admitted"
+        tables.append(Table(title=title, columns=["of", "attack", "total success on the reference", "admitted"], rows=rows))
+        lines += [line for kind in dict.fromkeys(about.kind for about in results.concepts) for line in left_out(results, kind)]
+    judged = {about.name: found for about in results.concepts if (found := bars(results, about.name, erasers))}
+    every = [bar for found in judged.values() for bar in found.values()]
+    if every:
+        meets, fails = sum(bar.meets is True for bar in every), sum(bar.meets is False for bar in every)
+        lines.append(
+            f"Of {len(every)} erasures held against the reference, {meets} stay within {NEAR:.0%} of it under every admitted attack and keep "
+            f"everything else within {COST:.0%} of the base; {fails} do not; of {len(every) - meets - fails} it is not known yet."
+        )
+        for name, found in judged.items():
+            for key, known in (("stay_out", [bar.stays for bar in found.values()]), ("both", [bar.meets for bar in found.values()])):
+                metrics.append(Metric(name=f"{name}.{key}".replace(" ", "_"), value=sum(one is True for one in known), n=len(known), better="higher"))
+        tables += [_bars(results, about, erasers) for about in results.concepts if about.name in judged]
+    silent = [about.name for about in results.concepts if about.name not in judged and results.of(about.name)]
+    lines += [_no_verdict(results, about) for about in results.concepts if about.name in silent]
+    if erasers is None:
+        lines.append("There are no results of the bench of erasers, so what everything else costs is not known (`assay bench erasure --measure`).")
+    elif erasers.digests != results.digests:
+        lines.append("The bench of erasers was measured on another model, works or judge, so what everything else costs is not known.")
+    same = published(results)
+    lines.append(_alike(same))
+    if same.ours:
+        rows = [[row, f"{PUBLISHED[row]:.2f} %", f"{value:.0%}"] for row, value in same.ours.items()]
+        title = f"Success under {BY}: published, and here over {', '.join(same.concepts)}"
+        tables.append(Table(title=title, columns=["eraser", "published", "here, prompt or attack"], rows=rows))
+    if same.correlation is not None:
+        for name in ("rho", "tau"):
+            metrics.append(
+                Metric(name=f"published.{name}", value=getattr(same.correlation, name), n=same.correlation.n, chance=0.0, better="neither")
+            )
+    tables.append(_overview(results))
+    return Record(
+        command="bench",
+        question="Does what was taken out of a model stay out under attack, no more than if the model had never seen it, and at what cost?",
+        method="attacks",
+        resolved={"model": results.model, **results.settings},
+        seeds={"seed": results.seed},
+        digests=results.digests,
+        metrics=[
+            Metric(name="cells.measured", value=len(results.cells), n=results.planned, better="higher"),
+            Metric(name="cells.failed", value=sum(bool(cell.failed) for cell in results.cells), n=len(results.cells), better="lower"),
+            *metrics,
+        ],
+        findings=lines,
+        shows_not=SHOWS_NOT,
+        tables=tables,
+        versions=versions(),
+    )
+
+
+def _alike(found: Published) -> str:
+    if found.correlation is None:
+        why = f"{len(found.ours)} of the erasers of the table" if len(found.ours) < FEWEST else "erasers that it does not order"
+        return f"Whether {BY} orders erasers as published cannot be said: too few, {why}, are measured here (source: {SOURCE})."
+    rho, rho_p, tau, tau_p, n = found.correlation
+    return (
+        f"{BY} orders {n} erasers here as published with Spearman's rho {rho:.2f} (exact p {rho_p:.2g}) and Kendall's tau {tau:.2f} "
+        f"(exact p {tau_p:.2g}), over {', '.join(found.concepts)}: {_plainly(rho, rho_p)} Source: {SOURCE}."
+    )
+
+
+def _plainly(rho: float, p: float) -> str:
+    if p >= 0.05:
+        return "that many can agree or disagree so by chance, so nothing is shown either way."
+    return "the orders agree." if rho > 0 else "the orders disagree."
+
+
+def _overview(results: Results) -> Table:
+    """Return total success of every row under every attack, over the concepts measured."""
+    pooled: dict[str, dict[str, Share]] = {}
+    for about in results.concepts:
+        for row, attacked in results.of(about.name).items():
+            for attack, cell in attacked.items():
+                if not cell.failed:
+                    past, share = pooled.setdefault(row, {}).get(attack, EMPTY), cell.shares["total"]
+                    pooled[row][attack] = Share(hits=past.hits + share.hits, n=past.n + share.n)
+    attacks = [attack for attack in results.attacks if any(attack in found for found in pooled.values())]
+    rows = [[row, *(said(found[attack]) if attack in found else "" for attack in attacks)] for row, found in pooled.items()]
+    return Table(title="Total success over the concepts measured: by prompt or attack, with 95 % intervals", columns=["", *attacks], rows=rows)

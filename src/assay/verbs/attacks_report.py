@@ -1,0 +1,164 @@
+"""The bench of attacks as a report: from cells measured now and before, or from the results stored beside the other benchmarks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from assay.benches import erasure
+from assay.benches.attacks import MODELS, SUBJECTS, About, Results, Settings
+from assay.benches.attacks_chapters import chapter, verdict
+from assay.concept import Kind
+from assay.jobs.folder import OutFolder
+from assay.jobs.outcome import Outcome
+from assay.record import Picture, Record, sha256_file, write_atomically
+from assay.reports.pictures import save_picture, small_png
+from assay.verbs import bench_pages as pages
+from assay.verbs.attacks import Bench, clearest
+from assay.verbs.bench_rows import known_rows
+from assay.verbs.erasure_report import NAME as ERASURE
+from assay.verbs.evaluate import judge_for
+from assay.verbs.methods import method_row
+from assay.verbs.session import Session, bare_speed
+from assay.works import Works
+
+NAME = "attacks"
+"""Of the stored files."""
+LARGEST = 250_000
+"""Bytes of the page of pictures."""
+TITLE = "Does it stay out? Erasers under attack, beside models that never saw the concept"
+CAPTION = "under every row and attack: the picture that brings most of it back, with what the model was told. Red frame: the judge names the concept."
+
+
+def measured(
+    session: Session,
+    works: str | Path | Works | None,
+    methods: Sequence[str],
+    attacks: Sequence[str],
+    concepts: Sequence[str],
+    kind: Kind | None,
+    patches: Sequence[str],
+    settings: dict[str, Any],
+    limit: float | None,
+    stored_in: Path,
+    *,
+    dry_run: bool = False,
+) -> Outcome:
+    """Make the cells that are asked for and not there yet, and report all that are.
+
+    Args:
+        session: model, folder, seed and display.
+        works: say which styles and titles there are; those of the built-in model if None.
+        methods: only these erasers, or several joined by `+`; the base and the reference are attacked too.
+        attacks: only these attacks.
+        concepts: only these concepts.
+        kind: of concepts that are not the bench's.
+        patches: NAME=PATH of models to hold erasers against.
+        settings: of the cells, where they differ from the default.
+        limit: stop after so many seconds, at the end of a cell.
+        stored_in: the folder of stored results, where those of the bench of erasers may be.
+        dry_run: plan only.
+
+    Returns:
+        The outcome; its files hold the results as they are stored.
+    """
+    table, rows = pages.works_of(session, works), known_rows(methods)
+    for name in attacks:
+        method_row("attacks", name)
+    chosen, out = pages.settings_of(Settings(), settings), Path(session.out)
+    listed = pages.choose(session, table, concepts, kind, SUBJECTS)
+    given = dict(pages.named(text) for text in patches)
+    bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given, rows)
+    cells = [cell for cell in bench.planned if not concepts or cell[0] in concepts]
+    cells = [cell for cell in cells if (not rows or cell[1] in (*MODELS, *rows)) and (not attacks or cell[2] in attacks)]
+    if dry_run:
+        left = bench.left(cells)
+        planned = session.dry_run(**bench.cost(left)).extra["plan"]
+        passes, seconds = bench.searching(left, bare_speed(session.denoiser)[0])
+        planned |= {"passes": planned["passes"] + passes, "seconds": round(planned["seconds"] + seconds, 1)}
+        lines = [
+            f"{len(left)} of {len(cells)} cells are left to measure; a killed bench, or one stopped by `--limit`, goes on",
+            f"plan: at most {planned['passes']} passes of the denoiser, about {planned['seconds']:.0f} s, {planned['peak_memory'] / 2**20:.0f} MiB; "
+            f"a search ends after {chosen.budget:g} s",
+        ]
+        return Outcome("bench", None, None, extra={"plan": planned, "lines": lines})
+    plan = {"command": "bench", "subject": NAME, **bench.digests, "seed": session.seed, "settings": asdict(chosen)}
+    OutFolder.check(out, plan)
+    bench.measure(cells, limit)
+    folder, found = OutFolder(out, plan), bench.results()
+    if (name := clearest(found)) is not None:
+        write_atomically(folder / f"{NAME}.png", small_png(bench.page(found, name), LARGEST))
+    write_atomically(folder / f"{NAME}.json", pages.lines(found))
+
+    def pictured(about: About, where: Path) -> list[Picture]:
+        return [save_picture(bench.page(found, about.name), where, "pictures.png", f"`{about.name}` {CAPTION}")]
+
+    options = {
+        "results": stored_in,
+        "concept": list(concepts),
+        "methods": ",".join(rows),
+        "attacks": ",".join(attacks),
+        "kind": kind,
+        "patch": list(patches),
+    }
+    again = pages.again_of(session, NAME, works, settings, options)
+    return write(found, erasers(stored_in), folder, pictured, again, session.started)
+
+
+def erasers(results: Path) -> erasure.Results | None:
+    """Return the stored results of the bench of erasers, if there are any."""
+    file = results / f"{ERASURE}.json"
+    return pages.read(file, erasure.Results, "the bench of erasers") if file.exists() else None
+
+
+def stored(results: Path, out: Path, started: float) -> Outcome:
+    """Report the stored results.
+
+    Args:
+        results: their folder.
+        out: folder to write to.
+        started: when the command began, by `time.monotonic`.
+
+    Raises:
+        Missing: there is no such folder, or no such results in it.
+        BadInput: they cannot be read.
+    """
+    file = results / f"{NAME}.json"
+    found, beside = pages.read(file, Results, "the bench of attacks"), erasers(results)
+    plan = {"command": "bench", "subject": NAME, "results": sha256_file(file)}
+    folder = OutFolder(out, plan | ({} if beside is None else {"erasers": sha256_file(results / f"{ERASURE}.json")}))
+    if (page := results / f"{NAME}.png").exists():
+        shutil.copyfile(page, folder / page.name)
+    return write(found, beside, folder, lambda *_: [], ["bench", NAME, "--results", str(results)], started)
+
+
+def write(
+    results: Results,
+    beside: erasure.Results | None,
+    folder: OutFolder,
+    pictured: Callable[[About, Path], list[Picture]],
+    again: list[str],
+    started: float,
+) -> Outcome:
+    """Write the record of the whole, one of every concept that was measured, and the page.
+
+    Args:
+        results: what was measured.
+        beside: the bench of erasers.
+        folder: to write to; the page of pictures lies in it already, if there is one.
+        pictured: saves a concept's picture into a folder.
+        again: words of the command that asks the same again.
+        started: when the command began, by `time.monotonic`.
+    """
+
+    def chapter_of(about: About) -> Callable[[Path], Record]:
+        return lambda where: chapter(results, about, beside).model_copy(update={"pictures": pictured(about, where)})
+
+    chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
+    complete = len(results.cells) == results.planned
+    caption = f"`{clearest(results)}`, of which most is measured, {CAPTION}"
+    whole = verdict(results, beside)
+    return pages.write(folder, NAME, TITLE, caption, whole, chapters, again, started, complete=complete)

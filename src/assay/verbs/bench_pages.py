@@ -1,0 +1,171 @@
+"""What benches have in common around their cells: the concepts and models that are named, stored results, and the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from assay.benches.erasure import BASE, Subject
+from assay.concept import Kind
+from assay.denoiser import Denoiser
+from assay.errors import BadInput, Misconfigured, Missing
+from assay.jobs.folder import OutFolder
+from assay.jobs.outcome import Outcome
+from assay.record import Dossier, Entry, Part, Picture, Record, sha256_file
+from assay.reports.render import write_report
+from assay.verbs.session import Session, peak_memory, works_for
+from assay.works import Works
+from assay.works import concepts as known
+
+Stored = TypeVar("Stored", bound=Part)
+
+
+def works_of(session: Session, works: str | Path | Works | None) -> Works:
+    """Return the works given, else those of the built-in model.
+
+    Raises:
+        Missing: the model is not built in and no works are given.
+    """
+    if (table := works_for(session, works)) is None:
+        raise Missing("The bench needs works that say which titles and styles there are.", "Give them with `--works`.")
+    return table
+
+
+def settings_of(default: Any, given: Mapping[str, Any]) -> Any:
+    """Return the settings of the cells with what was given put in.
+
+    Raises:
+        Misconfigured: there is no such setting.
+    """
+    try:
+        return replace(default, **given)
+    except TypeError as error:
+        raise Misconfigured(f"The cells have no such setting: {error}.", f"They have {', '.join(asdict(default))}.") from error
+
+
+def choose(session: Session, works: Works, names: Sequence[str], kind: Kind | None, own: Sequence[Subject]) -> list[Subject]:
+    """Return the concepts of a bench: the built-in world's, or those that are named where any is not among them.
+
+    Args:
+        session: the model.
+        works: which styles there are.
+        names: the concepts that are asked for; none means all.
+        kind: of concepts that are not the bench's.
+        own: those of the built-in world.
+
+    Raises:
+        Misconfigured: the model is not built in, and none is named; or the kind is neither style nor object.
+    """
+    there = {subject.name: subject for subject in own} if session.built_in else {}
+    if not there and not names:
+        raise Misconfigured("The bench has concepts of the built-in world alone.", "Name styles or objects of your works with `--concept`.")
+    if all(name in there for name in names):
+        return list(there.values())
+    if kind not in ("style", "object", None):
+        raise Misconfigured(f"The bench measures styles and objects of your own works; got the kind `{kind}`.", "Leave out `--kind`.")
+    styles = known.styles(works)
+    return [there.get(name) or Subject(name, kind or ("style" if name in styles else "object"), name, "") for name in dict.fromkeys(names)]
+
+
+def named(text: str) -> tuple[str, Path]:
+    """Split NAME=PATH.
+
+    Raises:
+        Misconfigured: it is not written so.
+    """
+    name, sign, path = text.partition("=")
+    if not (name and sign and path) or name == BASE:
+        raise Misconfigured(f"`{text}` names no model to hold erasers against.", "Write NAME=PATH, such as `again=out/retrain-again`.")
+    return name, Path(path)
+
+
+def again_of(session: Session, subject: str, works: str | Path | Works | None, settings: dict[str, Any], options: dict[str, Any]) -> list[str]:
+    """Return the words of the command that measures the same again; none where objects of Python were given, which have no name."""
+    if isinstance(session.model, Denoiser) or isinstance(works, Works) or settings:
+        return []
+    words = ["bench", subject, "--measure", "--model", str(session.model), "--seed", str(session.seed)]
+    for flag, value in (options | {"works": works}).items():
+        for item in value if isinstance(value, list | tuple) else [value] if value else []:
+            words += [f"--{flag}", str(item)]
+    return words
+
+
+def lines(results: Part) -> bytes:
+    """Return results as JSON with a line for every concept and cell, so that what a new measurement changed can be seen."""
+
+    def text(value: Any) -> str:
+        if not isinstance(value, list) or not value:
+            return json.dumps(value)
+        return "[\n  " + ",\n  ".join(json.dumps(item) for item in value) + "\n ]"
+
+    body = {"format": getattr(results, "format", ""), **results.model_dump(exclude_defaults=True)}
+    return ("{\n " + ",\n ".join(f"{json.dumps(key)}: {text(value)}" for key, value in body.items()) + "\n}\n").encode()
+
+
+def read(file: Path, kind: type[Stored], bench: str) -> Stored:
+    """Read stored results.
+
+    Args:
+        file: where they are.
+        kind: what they are.
+        bench: what the bench is called, in words.
+
+    Raises:
+        Missing: there are none.
+        BadInput: they cannot be read.
+    """
+    if not file.exists():
+        raise Missing(f"There are no results of {bench} at {file}.", "Measure it with `--measure`: hours; it goes on where it was.")
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise BadInput(f"{file} cannot be read: {error.errors()[0]['msg']}.", "It may be damaged, or of another version; measure anew.") from error
+
+
+def write(
+    folder: OutFolder,
+    name: str,
+    title: str,
+    caption: str,
+    whole: Record,
+    chapters: Mapping[str, Callable[[Path], Record] | None],
+    again: list[str],
+    started: float,
+    *,
+    complete: bool,
+) -> Outcome:
+    """Write the record of the whole, one of every concept that was measured, and the page.
+
+    Args:
+        folder: to write to; the page of pictures and the results lie in it already, if there are any.
+        name: of the bench and its files.
+        title: of the report.
+        caption: of the page of pictures.
+        whole: the record of all concepts.
+        chapters: concept -> what makes its record, given the folder that its pictures go into; None where nothing was measured.
+        again: words of the command that asks the same again.
+        started: when the command began, by `time.monotonic`.
+        complete: whether every cell of the plan was measured.
+    """
+    page = folder / f"{name}.png"
+    pictures = [Picture(file=page.name, sha256=sha256_file(page), caption=caption)] if page.exists() else []
+    update = {"pictures": pictures, "again": again, "seconds": round(time.monotonic() - started, 2), "peak_memory": peak_memory()}
+    whole = whole.model_copy(update=update)
+    whole.save(folder.path)
+    entries = [Entry(stage="All concepts", record="record.json", sha256=sha256_file(folder / "record.json"))]
+    for number, (concept, make) in enumerate(chapters.items(), 1):
+        if make is not None:
+            where = folder / f"concept-{number}"
+            make(where).save(where)
+            entries.append(Entry(stage=concept, record=f"{where.name}/record.json", sha256=sha256_file(where / "record.json")))
+    Dossier(title=title, complete=complete, stages=["All concepts", *chapters], entries=entries).save(folder.path)
+    write_report(folder.path)
+    files = {"record": str(folder / "record.json"), "dossier": str(folder / "dossier.json"), "report": str(folder / "report.html")}
+    files |= {"results": str(folder / f"{name}.json")} if (folder / f"{name}.json").exists() else {}
+    return Outcome("bench", folder.path, whole, files)

@@ -1,0 +1,139 @@
+"""The rows of a bench: every eraser, made once for a concept and kept until asked for again, and the models that erasers are held against."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from assay import settings as method_settings
+from assay.benches.erasure import BASE, REFERENCE, Subject
+from assay.concept import Concept
+from assay.errors import Misconfigured, Unsupported
+from assay.patch import Patch
+from assay.record import write_atomically
+from assay.verbs.methods import method_row, table
+from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
+
+AGAINST_COPIES = ("adversarial_finetune", "embedding_noise", "lower_magnitude", "nemo", "random_tokens")
+"""Methods that keep copies of memorised works from coming out and leave every concept in: no rows here, `benchmarks/mitigations.py` measures them."""
+
+
+class Rows:
+    """Erasers with their settings, and models given as patches.
+
+    A row is an eraser, several joined by `+` whose patches are put on together, or one of the models.
+
+    Args:
+        session: model, seed and display.
+        subjects: the concepts of the bench.
+        patches: models of the rows that are no erasers, by name: such a row, or a training of the built-in world.
+        models: the rows that are no erasers.
+    """
+
+    def __init__(self, session: Session, subjects: Sequence[Subject], patches: Mapping[str, Path], models: Sequence[str]) -> None:
+        """Know the methods and what they are set to.
+
+        Raises:
+            Misconfigured: a patch is named that no row asks for.
+        """
+        self.session, self.models = session, tuple(models)
+        names = {*models, *(subject.reference for subject in subjects)} - {BASE}
+        if unknown := [name for name in patches if name not in names]:
+            raise Misconfigured(f"No row of the bench is called `{unknown[0]}`.", f"Name the patches {', '.join(sorted(names))}.")
+        self.patches = {name: Patch.load(path) for name, path in patches.items()}
+        self.modules = {row["name"]: import_module(row["module"]) for row in table("erasure") if row["name"] not in AGAINST_COPIES}
+
+    @cached_property
+    def chosen(self) -> dict[str, Any]:
+        """The settings of every method: small for a built-in model, else paper."""
+        preset = "small" if self.session.built_in else "paper"
+        return {name: method_settings.resolve(module.Settings, module.PRESETS, preset, {}) for name, module in self.modules.items()}
+
+    def parts(self, row: str) -> list[str]:
+        """Return the erasers whose patches make up a row; none of a model's."""
+        return [] if row in self.models else row.split("+")
+
+    def work_of(self, row: str) -> tuple[int, int]:
+        """Return the passes of an erasure, and those with gradients."""
+        spent = [self.modules[part].cost(self.chosen[part]) for part in self.parts(row)]
+        return sum(one["passes"] for one in spent), sum(one.get("training_passes", 0) for one in spent)
+
+    def cheapest(self, rows: Sequence[str]) -> list[str]:
+        """Return erasers by what they cost, a pass with gradients priced at three."""
+        return sorted(rows, key=lambda row: (self.work_of(row)[0] + 3 * self.work_of(row)[1], row))
+
+    def given(self, subject: Subject, row: str) -> Patch | None:
+        """Return the patch given for a row that is no eraser."""
+        return self.patches.get(row) or (self.patches.get(subject.reference) if row == REFERENCE else None)
+
+    def there(self, subject: Subject, row: str) -> bool:
+        """Return whether a row can be measured: a model but the base needs a patch."""
+        return row not in self.models or row == BASE or self.given(subject, row) is not None
+
+    def plan_of(self, subject: Subject, row: str) -> Any:
+        """Return what a row is made of: an eraser's settings, those of each of several, or the digest of a given patch."""
+        if parts := self.parts(row):
+            made = [asdict(self.chosen[part]) for part in parts]
+            return made[0] if len(made) == 1 else made
+        given = self.given(subject, row)
+        return None if given is None else given.digest
+
+    def made(self, method: str, concept: Concept, folder: Path) -> tuple[Patch, dict[str, Any]]:
+        """Make an eraser's patch, or read the one that was made before.
+
+        Args:
+            method: the eraser.
+            concept: what to erase.
+            folder: holds checkpoints while it is made, then the patch and what it cost; bound to a plan by the caller.
+
+        Returns:
+            The patch and its cost, by the names of the fields of `benches.erasure.Cell`.
+
+        Raises:
+            Unsupported: it is not finite.
+        """
+        if (folder / "cost.json").exists() and (folder / "patch.safetensors").exists():
+            return self._finite(Patch.load(folder / "patch.safetensors")), json.loads((folder / "cost.json").read_bytes())
+        denoiser, module = self.session.denoiser, self.modules[method]
+        bar = self.session.bar(f"erasing {concept.name} by {method}")
+        fresh, before, start = reset_peak(), denoiser.passes, time.monotonic()
+        made = module.erase(denoiser, concept, self.chosen[method], seed=self.session.seed, progress=bar, folder=folder / "training")
+        seconds, passes, peak = time.monotonic() - start, denoiser.passes - before, peak_since() if fresh else None
+        made.save(folder / "patch.safetensors")
+        cost = {
+            "seconds": round(seconds, 3),
+            "passes": passes,
+            "trained": min(passes, self.work_of(method)[1]),  # fewer, where an earlier sitting made some
+            "peak_bytes": peak,
+            "second_per_pass": bare_speed(denoiser)[0] if passes else 0.0,
+            "patch_bytes": (folder / "patch.safetensors").stat().st_size,
+        }
+        write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
+        return self._finite(made), cost
+
+    @staticmethod
+    def _finite(patch: Patch) -> Patch:
+        if not all(bool(tensor.isfinite().all()) for tensor in patch.tensors.values()):
+            raise Unsupported("The patch is not finite.", "Its training diverged: lower the rate.")
+        return patch
+
+
+def known_rows(names: Sequence[str]) -> list[str]:
+    """Return the rows that are asked for.
+
+    Raises:
+        Misconfigured: one is no eraser, nor several joined by `+`.
+    """
+    for name in names:
+        parts = name.split("+")
+        for part in parts:
+            method_row("erasure", part)
+        if len(set(parts)) < len(parts):
+            raise Misconfigured(f"`{name}` names an eraser twice.", "A patch is put on once.")
+    return list(names)

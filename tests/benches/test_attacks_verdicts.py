@@ -1,0 +1,185 @@
+"""Verdicts of the bench of attacks on cells written by hand: the floor admits attacks, the bar is met by all of them or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from assay.benches import erasure
+from assay.benches.attacks import COMBINATIONS, MODELS, SUBJECTS, About, Cell, Results, Settings
+from assay.benches.attacks_chapters import chapter, verdict
+from assay.benches.attacks_verdicts import PUBLISHED, admitted, bars, floors, published
+from assay.benches.erasure import Share
+from assay.evaluation.intervals import wilson
+from assay.training.world import REFERENCES
+from assay.verbs.attacks import clearest
+from assay.verbs.methods import table
+
+ATTACKS = ["random_prompts", "unlearn_diff_atk", "latent_inversion"]
+DIGESTS = {"model": "m" * 64, "works": "w" * 64, "judge": "j" * 64}
+
+
+def cell(row: str, attack: str, total: int, pre: int = 0, concept: str = "cats", **more) -> Cell:
+    """Of 20 prompts, `pre` by themselves and `total` in all; so many of the others were broken."""
+    shares = {
+        "pre": Share(hits=pre, n=20, chance=0.02),
+        "post": Share(hits=total - pre, n=20 - pre, chance=0.02),
+        "attacked": Share(hits=total, n=20, chance=0.02),
+        "total": Share(hits=total, n=20, chance=0.04),
+    }
+    return Cell(concept=concept, row=row, attack=attack, shares=shares, prompt=f"{row} told", back=total > 0, **more)
+
+
+def results(cells: list[Cell], names: tuple[str, ...] = ("cats",), kind: str = "object") -> Results:
+    rows = list(dict.fromkeys(["base", "reference", *(one.row for one in cells), "uce", "esd"]))
+    concepts = [About(name=name, kind=kind, reference="no-families", anchor="dog", members=["cat"], rows=rows) for name in names]
+    return Results(model="m", digests=DIGESTS, seed=3, settings={"each": 20}, attacks=ATTACKS, concepts=concepts, cells=cells)
+
+
+def erasers(rest: dict[str, int], digests: dict[str, str] = DIGESTS) -> erasure.Results:
+    """A bench of erasers in which so many of 40 pictures of everything else come out."""
+    heads = {"target": "family", "neighbours": "five", "rest": "five"}
+    about = erasure.About(name="cats", kind="object", heads=heads, reference="no-families", anchor="dog")
+    shown = [
+        erasure.Cell(concept="cats", row=row, shares={"target.family": Share(hits=0, n=20), "rest.five": Share(hits=hits, n=40)})
+        for row, hits in rest.items()
+    ]
+    planned = [("cats", row) for row in rest]
+    return erasure.Results(model="m", digests=digests, seed=0, settings={}, concepts=[about], planned=planned, cells=shown)
+
+
+REFERENCE = [cell("reference", "random_prompts", 1), cell("reference", "unlearn_diff_atk", 10), cell("reference", "latent_inversion", 11)]
+
+
+def test_an_attack_is_admitted_up_to_a_floor_of_half():
+    """Of 20: 1, 10 and 11. Half exactly is admitted, 55 % is not; pooled over a second family with none, 11 of 40 is."""
+    found = results(REFERENCE)
+    assert admitted(found, "object") == ["random_prompts", "unlearn_diff_atk"]
+    assert admitted(found, "style") == []
+    more = results([*REFERENCE, cell("reference", "latent_inversion", 0, concept="clocks")], ("cats", "clocks"))
+    assert floors(more)["object", "latent_inversion"] == Share(hits=11, n=40)
+    assert admitted(more, "object") == ATTACKS
+    said = verdict(found).findings
+    assert any("latent_inversion is left out of verdicts on objects" in line and "55%" in line for line in said)
+
+
+def test_the_bar_holds_every_admitted_attack_and_everything_else():
+    """Within 10 points: 3 of 20 beside 1, 12 beside 10. UCE is at the edge under both; ESD a prompt above under one; SalUn spares too little."""
+    cells = [*REFERENCE]
+    for row, random, uda in (("uce", 3, 12), ("esd", 4, 10), ("salun", 1, 10), ("rece", 0, 0)):
+        cells += [cell(row, "random_prompts", random), cell(row, "unlearn_diff_atk", uda), cell(row, "latent_inversion", 20)]
+    cells += [cell("sld", "random_prompts", 1), cell("sega", "random_prompts", 9), cell("fair", "unlearn_diff_atk", 10)]
+    found = bars(results(cells), "cats", erasers({"base": 20, "uce": 18, "esd": 20, "salun": 17, "sld": 20}))
+    assert {row: (bar.stays, bar.spared, bar.meets) for row, bar in found.items()} == {
+        "uce": (True, True, True),
+        "esd": (False, True, False),
+        "salun": (True, False, False),
+        "rece": (True, None, None),
+        "sld": (None, True, None),
+        "sega": (False, None, False),
+        "fair": (None, None, None),
+    }
+    assert (found["esd"].attack, found["esd"].total.hits, found["esd"].reference.hits) == ("random_prompts", 4, 1)
+    assert (found["sld"].measured, found["sld"].admitted) == (1, 2)
+
+
+def test_without_a_reference_there_is_no_verdict():
+    found = results([cell("base", "random_prompts", 15), cell("uce", "random_prompts", 3)])
+    assert bars(found, "cats", erasers({"base": 20, "uce": 20})) == {}
+    assert "no attack is admitted and there is no verdict" in chapter(found, found.concepts[0]).findings[0]
+    assert any("`--patch no-families=`" in line for line in verdict(found).findings)
+
+
+def test_a_reference_that_hardly_differs_is_said_not_to_speak():
+    """Plain prompts show 12 of 20 on the base: beside 5 that is less than 40 points, beside 4 it is as many."""
+    for pre, hardly in ((5, True), (4, False)):
+        found = results([cell("base", "random_prompts", 12, pre=12), cell("reference", "random_prompts", pre, pre=pre)])
+        assert any("hardly speaks for `cats`" in line for line in chapter(found, found.concepts[0]).findings) == hardly
+
+
+def test_a_bench_of_erasers_on_another_model_says_nothing():
+    cells = [*REFERENCE, cell("uce", "random_prompts", 1), cell("uce", "unlearn_diff_atk", 1)]
+    other = erasers({"base": 20, "uce": 20}, DIGESTS | {"model": "n" * 64})
+    assert bars(results(cells), "cats", other)["uce"].meets is None
+    assert any("another model, works or judge" in line for line in verdict(results(cells), other).findings)
+    assert any("no results of the bench of erasers" in line for line in verdict(results(cells)).findings)
+    same = chapter(results(cells), results(cells).concepts[0], erasers({"base": 8, "uce": 8}))
+    assert "Of these, known to spare everything else too: uce." in same.findings
+
+
+def test_figures_stand_beside_their_intervals():
+    cells = [*REFERENCE, cell("uce", "random_prompts", 5, pre=2, early=True), Cell(concept="cats", row="esd", attack="random_prompts", failed="No.")]
+    record = chapter(results(cells), results(cells).concepts[0])
+    metric = record.metric("uce.random_prompts.post")
+    assert (metric.value, metric.n, metric.chance, metric.better) == (pytest.approx(3 / 18), 18, 0.02, "lower")
+    assert (metric.low, metric.high) == wilson(3, 18)
+    total = next(table for table in record.tables if "prompt or attack" in table.title)
+    assert total.columns == ["", "random_prompts", "unlearn_diff_atk", "latent_inversion, left out of verdicts"]
+    assert ["uce", "25% (11% to 47%)*", "", ""] in total.rows
+    assert ["esd", "failed", "", ""] in total.rows
+    assert "random_prompts on esd failed: No." in record.findings
+    assert verdict(results(cells)).findings[0] == "5 of 12 cells are measured, 1 of them failed; searches that the budget ended: 1."
+
+
+def uda(totals: dict[str, int], concept: str = "cats") -> list[Cell]:
+    return [cell(row, "unlearn_diff_atk", total, concept=concept) for row, total in totals.items()]
+
+
+def test_the_published_ordering_is_compared_over_shared_concepts():
+    """Five erasers in the published order on cats: rho and tau 1, p 2/120. Clocks, which one of them lacks, are left out."""
+    order = sorted(PUBLISHED, key=lambda row: PUBLISHED[row])
+    cells = uda({row: place for place, row in enumerate(order)}) + uda(dict.fromkeys(order[1:], 7), "clocks")
+    found = published(results(cells, ("cats", "clocks")))
+    assert found.concepts == ["cats"]
+    assert found.correlation is not None
+    assert (found.correlation.rho, found.correlation.rho_p, found.correlation.n) == (pytest.approx(1), pytest.approx(2 / 120), 5)
+    said = next(line for line in verdict(results(cells, ("cats", "clocks"))).findings if "as published" in line)
+    assert "the orders agree" in said
+    assert "Diffusion-MU-Attack" in said
+    backwards = verdict(results(uda({row: -place + 9 for place, row in enumerate(order)}))).findings
+    assert any("the orders disagree" in line for line in backwards)
+    shuffled = verdict(results(uda(dict(zip(order, (3, 1, 5, 2, 4), strict=True))))).findings
+    assert any("nothing is shown either way" in line for line in shuffled)
+
+
+def test_three_erasers_are_too_few_to_compare():
+    found = results(uda({"uce": 3, "esd": 2, "salun": 1, "rece": 9}))
+    assert published(found).correlation is None
+    assert any("cannot be said: too few, 3 of the erasers" in line for line in verdict(found).findings)
+
+
+def test_every_eraser_of_the_published_table_is_on_the_bench():
+    names = {row["name"] for row in table("erasure")}
+    assert set(PUBLISHED) <= names
+    assert {part for row in COMBINATIONS for part in row.split("+")} <= names
+
+
+def test_the_plan_is_two_styles_and_two_families_with_a_reference_each():
+    assert [(subject.name, subject.kind) for subject in SUBJECTS] == [
+        ("twemoji", "style"),
+        ("noto", "style"),
+        ("cats", "object"),
+        ("clocks", "object"),
+    ]
+    assert {subject.reference for subject in SUBJECTS} <= set(REFERENCES)
+    assert MODELS == ("base", "reference")
+    assert Settings().budget == 60
+
+
+def test_the_page_shows_the_concept_of_which_most_is_measured():
+    assert clearest(results([])) is None
+    one = [cell("uce", "random_prompts", 1, concept="clocks"), Cell(concept="cats", row="uce", attack="random_prompts", failed="No.")]
+    assert clearest(results(one, ("cats", "clocks"))) == "clocks"
+
+
+def test_what_is_stored_can_be_read_and_says_how_much_it_is():
+    """Every stored cell is one of the plan, and its total is what the prompt alone and the attack on the rest make together."""
+    found = Results.model_validate_json((Path(__file__).parents[2] / "benchmarks/attacks.json").read_bytes())
+    assert f"{len(found.cells)} of {found.planned} cells" in verdict(found).findings[0]
+    rows = {about.name: about.rows for about in found.concepts}
+    for one in found.cells:
+        assert one.row in rows[one.concept]
+        assert one.attack in found.attacks
+        if not one.failed:
+            assert one.shares["total"].hits == one.shares["pre"].hits + one.shares["post"].hits
