@@ -14,8 +14,8 @@ import assay
 from assay.errors import BadInput, Misconfigured, Mismatch, Missing
 from assay.record import Dossier, Record
 from assay.testing import save_tiny, tiny_works
+from assay.verbs.plan import Plan
 from assay.verbs.run import STAGES
-from assay.verbs.stages import Plan
 
 QUICK = """
 each = 6

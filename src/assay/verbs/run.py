@@ -17,8 +17,9 @@ from assay.record import Dossier, Entry, Record, sha256_file
 from assay.reports.render import write_report
 from assay.reports.signing import check_key, public_key_path, sign, verify_own
 from assay.verbs.methods import method_row
+from assay.verbs.plan import METHODS, Plan
 from assay.verbs.session import Session, Silent, works_for
-from assay.verbs.stages import METHODS, MainJob, Plan
+from assay.verbs.stages import MainJob
 from assay.works import Works
 
 STAGES = ("first look", "works", "duplicates", "memorisation", "style erased", "object erased", "quality")
