@@ -22,6 +22,8 @@ def test_the_interval_is_newcombes():
         ([Trial("words", 12, 12, True)], "hidden"),  # no floor, but 76 % to 100 % in words is above any that would be admitted
         ([Trial("words", 0, 100, True)], "unclear"),  # without a floor nothing is called removed
         ([Trial("search", 0, 16, False, (0, 24)), Trial("words", 0, 16, True)], "unclear"),  # one floor is missing
+        ([Trial("search", 0, 16, False, (0, 24), early=True)], "unclear"),  # its floor was searched for longer
+        ([Trial("search", 8, 12, False, (1, 24), early=True)], "hidden"),  # though it searched for less
         ([], "unclear"),
     ],
 )

@@ -20,7 +20,6 @@ from assay.attacks.target import Attack, Clock, Target
 from assay.concept import Concept, Kind
 from assay.denoiser import Denoiser
 from assay.errors import Missing, Unsupported
-from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.noise import derive, numpy_generator
 from assay.patch import Patch
@@ -143,8 +142,10 @@ def attack(
     with session.patched() as denoiser:
         before = kept(folder / "shards/before.safetensors", plain)
         target = target_for(denoiser, wanted, ground, seed, image_steps, guidance)
-        found = search(module, chosen, denoiser, target, session, folder, seed, budget)
-        after = kept(folder / "shards/after.safetensors", lambda: drawn(denoiser, found, target, ground.rows, seed, session))
+        found = search(module, chosen, denoiser, target, session, folder / "shards", seed, budget)
+        after = kept(
+            folder / "shards/after.safetensors", lambda: drawn(denoiser, found, target, judged_seeds(seed, ground.rows, found.attempts), session)
+        )
     shown = [
         signs(judge, images, rows, wanted) for images, rows in ((base, ground.rows), (before, ground.rows), (after, repeated(ground.rows, found)))
     ]
@@ -170,8 +171,15 @@ def attack(
     return session.outcome(record, next=(f"assay report {folder.path}",))
 
 
-def choose(session: Session, works: Works, concept: Concept, each: int) -> Ground:
+def choose(session: Session, works: Works, concept: Concept, each: int, rows: Sequence[Prompt] = ()) -> Ground:
     """Draw trained pairs of title and style that show the concept, and other works of it.
+
+    Args:
+        session: model and seed.
+        works: show the concept.
+        concept: one style or one object.
+        each: pairs drawn.
+        rows: the prompts of pairs that are attacked, in place of drawing any.
 
     Raises:
         Unsupported: the concept is neither one style nor one object.
@@ -186,11 +194,11 @@ def choose(session: Session, works: Works, concept: Concept, each: int) -> Groun
     first = {pairs[index]: index for index in reversed(of_concept)}
     if not first:
         raise Missing(f"No work that the model was trained on shows `{concept.name}`.", "Name a concept of the works.")
-    order = numpy_generator(session.seed, "attack").permutation(len(first))
-    named = [first[sorted(first)[index]] for index in order[:each]]
-    others = [first[sorted(first)[index]] for index in order[each : each + EXAMPLES]] or named[:EXAMPLES]
-    rows = [pair_prompt(session, *pairs[index]) for index in named]
-    return Ground(rows, members.take(named), members.take(others), synonyms(members, set(of_concept), own_words(concept)))
+    drawn_by_lot = [first[sorted(first)[index]] for index in numpy_generator(session.seed, "attack").permutation(len(first))]
+    named = [first[row.title, row.style] for row in rows] or drawn_by_lot[:each]
+    others = [index for index in drawn_by_lot if index not in named][:EXAMPLES] or named[:EXAMPLES]
+    asked = list(rows) or [pair_prompt(session, *pairs[index]) for index in named]
+    return Ground(asked, members.take(named), members.take(others), synonyms(members, set(of_concept), own_words(concept)))
 
 
 def synonyms(works: Works, chosen: set[int], own: Sequence[str]) -> tuple[str, ...]:
@@ -206,6 +214,11 @@ def synonyms(works: Works, chosen: set[int], own: Sequence[str]) -> tuple[str, .
 def judged_seed(seed: int, row: Prompt, attempt: int) -> int:
     """Return the seed of a judged image; attempt 0 has that of the plain image."""
     return derive(seed, row.id, "judged", attempt)
+
+
+def judged_seeds(seed: int, rows: Sequence[Prompt], attempts: int) -> list[int]:
+    """Return the seeds of judged images as attempts lie."""
+    return [judged_seed(seed, row, attempt) for row in rows for attempt in range(attempts)]
 
 
 def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, steps: int, guidance: float) -> Target:
@@ -228,28 +241,25 @@ def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, 
     )
 
 
-def search(
-    module: Any, settings: Any, denoiser: Denoiser, target: Target, session: Session, folder: OutFolder, seed: int, budget: float | None
-) -> Attack:
-    """Run the attack, in parts where it attacks each prompt by itself, each with its share of the budget; what an earlier run found is kept."""
+def search(module: Any, settings: Any, denoiser: Denoiser, target: Target, session: Session, folder: Path, seed: int, budget: float | None) -> Attack:
+    """Run the attack, in parts where it attacks each prompt by itself, each with its share of the budget; what was found is kept in `folder`."""
     size = SHARD if module.EACH else len(target)
     parts = []
     for start in range(0, len(target), size):
-        file = folder / f"shards/attack-{start:05d}.safetensors"
+        file = folder / f"attack-{start:05d}.safetensors"
         part = Attack.load(file, denoiser.device)
         if part is None:
             bar = session.bar(f"attacking prompts {start + 1} to {min(start + size, len(target))} of {len(target)}")
             under = target.part(slice(start, start + size))
             clock = Clock(None if budget is None else budget * len(under) / len(target))
-            part = module.attack(denoiser, under, settings, seed=seed, clock=clock, progress=bar, folder=folder / "shards/training")
+            part = module.attack(denoiser, under, settings, seed=seed, clock=clock, progress=bar, folder=folder / "training")
             part.save(file)
         parts.append(part)
     return Attack.cat(parts)
 
 
-def drawn(denoiser: Denoiser, found: Attack, target: Target, rows: Sequence[Prompt], seed: int, session: Session) -> torch.Tensor:
-    """Draw the images that are judged: (prompts x attempts, 3, h, w)."""
-    seeds = [judged_seed(seed, row, attempt) for row in rows for attempt in range(found.attempts)]
+def drawn(denoiser: Denoiser, found: Attack, target: Target, seeds: Sequence[int], session: Session) -> torch.Tensor:
+    """Draw the images that are judged, one for each seed: (prompts x attempts, 3, h, w)."""
     latents = found.sample(denoiser, seeds, target, progress=session.bar("images under attack"))
     with torch.no_grad():
         return torch.cat([denoiser.images(latents[start : start + 32]) for start in range(0, len(latents), 32)])

@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 import tomllib
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from assay import settings as method_settings
+from assay.attacks.target import Clock
 from assay.errors import BadInput, Misconfigured, Missing
+from assay.verbs.methods import method_row
 
 METHODS = ("uce", "esd")
+"""What erases."""
+ATTACKS: dict[str, dict[str, Any]] = {
+    "concept_inversion": {"steps": 40, "batch": 8},
+    "unlearn_diff_atk": {"rounds": 4, "steps": 5},
+    "seed_search": {"attempts": 2},
+}
+"""What attacks what was erased, with settings that differ from the small preset: an embedding, words, and no more than other seeds."""
+USED = (*METHODS, *ATTACKS, "nearest")
+"""Every method whose settings a plan can override."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +36,17 @@ class Plan:
     object: str = ""
     """The object family to erase; empty: cat for the built-in model, else the word that most titles share."""
     preset: str = ""
-    """Preset of the erasers; empty: small for the built-in model, else paper. The audit is always the small one."""
+    """Preset of the erasers; empty: small for the built-in model, else paper. The audit and the attacks are always the small ones."""
     each: int = 24
     """Prompts drawn of target, neighbours and rest for each erasure."""
     quality: int = 48
     """Prompts drawn for each part of the quality stage."""
+    attacked: int = 12
+    """Prompts of each erased concept that are attacked, from those of its erasure; 0 leaves the attacks out."""
+    budget: float = 60.0
+    """Seconds after which one attack stops searching; where that happens, nothing is called removed."""
     steps: int = 20
-    """DDIM steps."""
+    """DDIM steps, but for the audit of memorisation, which has its own."""
     guidance: float = 4.0
     """Scale of classifier-free guidance."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -43,6 +60,15 @@ class Plan:
         """
         given = shared | self.settings.get(module.__name__.rpartition(".")[2], {})
         return method_settings.resolve(module.Settings, module.PRESETS, preset, given)
+
+    def attack(self, name: str) -> tuple[ModuleType, Any]:
+        """Return an attack of the run: its module and its settings.
+
+        Raises:
+            Misconfigured: the plan names a setting that the attack does not have.
+        """
+        module = import_module(method_row("attacks", name)["module"])
+        return module, self.of(module, "small", **ATTACKS[name])
 
     @classmethod
     def read(cls, path: str | Path | None) -> Plan:
@@ -71,9 +97,11 @@ class Plan:
             if not (whole if types[key] is int else isinstance(value, types[key]) or (types[key] is float and whole)):
                 raise Misconfigured(f"`{key}` must be {types[key].__name__}; got {value!r}.", f"Mend it in {path}.")
         plan = cls(**given)
-        if min(plan.each, plan.quality, plan.steps) < 1 or not math.isfinite(plan.guidance):
-            raise Misconfigured("`each`, `quality` and `steps` must be at least 1, and `guidance` finite.", f"Mend it in {path}.")
+        if min(plan.each, plan.quality, plan.steps) < 1 or plan.attacked < 0 or not math.isfinite(plan.guidance):
+            said = "`each`, `quality` and `steps` must be at least 1, `attacked` at least 0, and `guidance` finite."
+            raise Misconfigured(said, f"Mend it in {path}.")
+        Clock(plan.budget)  # refuses what is no budget
         for name, table in plan.settings.items():
-            if name not in (*METHODS, "nearest") or not isinstance(table, dict):
-                raise Misconfigured(f"`settings.{name}` is no table of a method's settings.", f"A run uses {', '.join(METHODS)} and nearest.")
+            if name not in USED or not isinstance(table, dict):
+                raise Misconfigured(f"`settings.{name}` is no table of a method's settings.", f"A run uses {', '.join(USED)}.")
         return plan

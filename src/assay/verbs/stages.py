@@ -28,7 +28,7 @@ from assay.verbs import references
 from assay.verbs.erase import concept_for
 from assay.verbs.evaluate import SHOWS_NOT, Scene, accuracies, distances, head_of, images_of, judge_for, pair_prompt, scene
 from assay.verbs.methods import method_row
-from assay.verbs.plan import METHODS, Plan
+from assay.verbs.plan import ATTACKS, METHODS, Plan
 from assay.verbs.session import Session
 from assay.works import Works
 from assay.works import concepts as known
@@ -89,11 +89,14 @@ class MainJob:
                 for method in METHODS:
                     module = import_module(method_row("erasure", method)["module"])
                     module.check(self.session.denoiser, concept, self.eraser_settings(module))
+        for name in ATTACKS:
+            module, settings = self.plan.attack(name)
+            module.check(settings)
 
     @property
     def audit_settings(self) -> nearest.Settings:
         """How works are looked for."""
-        return self.plan.of(nearest, "small", steps=self.plan.steps, guidance=self.plan.guidance)
+        return self.plan.of(nearest, "small", guidance=self.plan.guidance)
 
     def eraser_settings(self, module: Any) -> Any:
         """Return the settings of a method of erasure."""
@@ -107,6 +110,14 @@ class MainJob:
         """Generate the images of a scene, resumable."""
         options = {"seed": self.session.seed, "steps": self.plan.steps, "guidance": self.plan.guidance}
         return images_of(self.session.denoiser, what.rows, **options, folder=kept, progress=self.session.bar(label))
+
+    def scene_images(self, what: Scene, concept: Concept, name: str) -> torch.Tensor:
+        """Return a concept's scene as the base draws it, or with the concept erased by a method; kept for every stage of the run that shows it."""
+        kept, label = self.folder / f"shards/{concept.kind}-{name}", f"{concept.name}: {name}"
+        if name == "base":
+            return self.images(what, kept, label)
+        with Patched(self.session.denoiser, [(self.erased(concept, name), 1.0)]):
+            return self.images(what, kept, label)
 
     def erased(self, concept: Concept, method: str) -> Patch:
         """Erase a concept, or read the patch if it was made before."""
@@ -191,13 +202,11 @@ class MainJob:
         what = self.scene(concept)
         if "target" not in what.groups:
             raise Unsupported(f"No ordinary member shows `{concept.name}`, so its erasure cannot be measured.", "Choose another in the plan.")
-        images = {"base": self.images(what, out / "shards/base", f"{concept.name}: base")}
+        images = {"base": self.scene_images(what, concept, "base")}
         metrics = accuracies(self.judge, images["base"], what, "base.")
         patches: dict[str, Patch] = {}
         for method in METHODS:
-            patches[method] = self.erased(concept, method)
-            with Patched(self.session.denoiser, [(patches[method], 1.0)]):
-                images[method] = self.images(what, out / f"shards/{method}", f"{concept.name}: {method}")
+            images[method], patches[method] = self.scene_images(what, concept, method), self.erased(concept, method)
             metrics += accuracies(self.judge, images[method], what, f"{method}.")
             metrics += distances(self.judge, images[method], images["base"], what, self.session.seed, f"{method}.")
         protocol = references.Protocol.of(self.session, self.judge, self.works, self.plan.steps, self.plan.guidance)
