@@ -151,15 +151,27 @@ def picture(
     before: torch.Tensor,
     after: torch.Tensor,
     folder: OutFolder,
+    beside: tuple[Attack, Sequence[tuple[np.ndarray, np.ndarray]], torch.Tensor, torch.Tensor] | None = None,
 ) -> Picture:
-    """Save some prompts under the base, under the patched model and under attack: broken ones first, an attempt that succeeded where one did."""
+    """Save some prompts under the base, under the patched model and under attack: broken ones first, an attempt that succeeded where one did.
+
+    Beside them, where it was attacked too, a model that never saw the concept: the attack on it, its signs, its images before and after.
+    """
     hits = attempted(shown[2][1], found.attempts)
     order = sorted(range(len(rows)), key=lambda place: (not hits[place].any(), bool(shown[1][1][place]), place))[:SHOWN]
     chosen = [place * found.attempts + int(hits[place].argmax()) for place in order]
     cells = [to_pictures(torch.stack([base[place], before[place], after[row]])) for place, row in zip(order, chosen, strict=True)]
+    heads, caption = ["without patches", "with patches", "under attack"], "The same prompts and seeds without patches, with them, and under attack"
+    if beside is not None:
+        other, floor, untouched, floored = beside
+        of_floor = attempted(floor[2][1], other.attempts)
+        for cell, place in zip(cells, order, strict=True):
+            cell += to_pictures(torch.stack([untouched[place], floored[place * other.attempts + int(of_floor[place].argmax())]]))
+        heads += ["never saw it", "never saw it, under attack"]
+        caption += "; then a model that never saw the concept, and that under the same attack"
     scale = max(1, 128 // base.shape[-1])
-    image = grid(cells, [rows[place].prompt for place in order], ["without patches", "with patches", "under attack"], scale=scale)
-    return save_picture(image, folder.path, "attack.png", "The same prompts and seeds without patches, with them, and under attack.")
+    image = grid(cells, [rows[place].prompt for place in order], heads, scale=scale)
+    return save_picture(image, folder.path, "attack.png", f"{caption}.")
 
 
 def tile(image: Image.Image, told: str, back: bool, scale: int = 1) -> Image.Image:
