@@ -2,14 +2,16 @@
 
     python benchmarks/floors.py FOLDER [--each 36] [--concept NAME]
 
-FOLDER holds trainings as `assay retrain --reference NAME --out FOLDER/NAME` left them. Attacked by the settings of the run, and without a budget that
-could end a search, is every concept of `benchmarks/references.py` that a training was shown nothing of. A minute a concept on two cores.
+FOLDER holds trainings as `assay retrain --reference NAME --out FOLDER/NAME` left them. Attacked is every concept of `benchmarks/references.py` that a
+training was shown nothing of: other prompts than those of a run with the seed 0, as many at once as a run attacks, each such part with a seed of its
+own, and without a budget that could end a search. Two minutes a concept on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +28,8 @@ from assay.verbs import references as marks
 from assay.verbs.attack_stage import fight, trial
 from assay.verbs.attacked import signs
 from assay.verbs.erase import concept_for
-from assay.verbs.plan import Plan
+from assay.verbs.evaluate import Scene
+from assay.verbs.plan import ATTACKS, Plan
 from assay.verbs.session import Session, zoo
 from assay.verbs.stages import MainJob
 from references import CONCEPTS, SEED, Measurement
@@ -39,7 +42,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=36)
     parser.add_argument("--concept", action="append", default=[])
     options = parser.parse_args()
-    plan = replace(Plan(), each=options.each, attacked=options.each, budget=float("inf"))
+    plan = replace(Plan(), each=options.each, budget=float("inf"))
     for name in world.REFERENCES:
         where = options.folder / name
         if not (where / "patch.safetensors").exists():
@@ -48,28 +51,31 @@ def main() -> None:
         with TemporaryDirectory() as kept:
             at = Measurement(options.each, plan.steps, plan.guidance, Path(kept))
             chosen = select(at.trained_on, world.reference(name).selection, record.seeds["training"])
-            job = MainJob(Session("run", "emoji64", kept, SEED, display=Display()), at.works, plan, Path(kept))
             for title, kind in CONCEPTS:
-                concept = concept_for(job.session, job.works, title, kind)  # pyright: ignore[reportArgumentType]
+                concept = concept_for(at.session, at.works, title, kind)  # pyright: ignore[reportArgumentType]
                 if at.never_saw(concept, chosen) and title in (options.concept or [title]):
-                    attack(job, concept, patch, at.protocol, Path(kept) / f"{kind}-{title}")
+                    measure(at, plan, concept, patch, Path(kept) / f"{kind}-{title}")
 
 
-def attack(job: MainJob, concept: Concept, patch: Patch, protocol: marks.Protocol, folder: Path) -> None:
-    """Attack one reference for one concept."""
-    started, what = time.monotonic(), job.scene(concept)
+def measure(at: Measurement, plan: Plan, concept: Concept, patch: Patch, folder: Path) -> None:
+    """Attack one reference for one concept and write its floors."""
+    started, hits, prompts = time.monotonic(), Counter[str](), Counter[str]()
+    what = MainJob(Session("run", at.session.denoiser, folder, SEED), at.works, plan, folder).scene(concept)
     rows = [what.rows[index] for index in what.groups["target"]]
-    what = what._replace(rows=rows, groups={"target": list(range(len(rows)))})
-    base = job.images(what, folder / "base", "base")
-    with Patched(job.session.denoiser, [(patch, 1.0)]):
-        plain = job.images(what, folder / "reference", "reference")
-    before = [signs(job.judge, images, rows, concept) for images in (base, plain)]
-    _, fought, _ = fight(job, concept, patch, rows, before, folder)
-    for one in fought:
-        tried = trial(job, concept, one, None)
-        marks.write_floor(zoo(marks.FILE), protocol, concept, one.name, job.plan.attack(one.name)[1], (tried.successes, tried.n))
-        low, high = wilson(tried.successes, tried.n)
-        print(f"{concept.name}, {one.name}: {tried.successes} of {tried.n} ({low:.0%} to {high:.0%}), by plain prompts {int(before[1][1].sum())}")
+    for start in range(0, len(rows), plan.attacked):
+        session = Session("run", at.session.denoiser, folder, SEED + start, display=Display())
+        job, part = MainJob(session, at.works, plan, folder), rows[start : start + plan.attacked]
+        with Patched(session.denoiser, [(patch, 1.0)]):
+            plain = signs(at.judge, job.images(Scene(part, {}), folder / f"{start}", "plain images"), part, concept)
+        _, fought, _ = fight(job, concept, patch, part, [plain, plain], folder / f"{start}")
+        for one in fought:
+            tried = trial(job, concept, one, None)
+            hits[one.name] += tried.successes
+            prompts[one.name] += tried.n
+    for name in ATTACKS:
+        low, high = wilson(hits[name], prompts[name])
+        marks.write_floor(zoo(marks.FILE), at.protocol, concept, name, plan.attack(name)[1], (hits[name], prompts[name]))
+        print(f"{concept.name}, {name}: {hits[name]} of {prompts[name]} ({low:.0%} to {high:.0%})")
     print(f"{concept.name}: {time.monotonic() - started:.0f} s")
 
 

@@ -266,6 +266,16 @@ def test_a_concept_is_attacked_through_the_eraser_that_shows_least_of_it(finishe
         assert [table.title for table in record.tables[1:]] == [f"What {name} told the model" for name in ATTACKS]
 
 
+def test_attacks_are_priced(world, finished):
+    """By hand, of each concept: 2 x 2 passes of concept inversion, 2 x 1 and 2 x 4 x 3 of UnlearnDiffAtk, and 8 images of 2 steps with guidance."""
+    plan = Plan.read(world / "plan.toml")
+    options = {"works": world / "works.parquet", "dry_run": True}
+    both = [assay.run(world / "sd-v", plan=replace(plan, attacked=count), **options).extra["plan"]["passes"] for count in (2, 0)]
+    assert both[0] - both[1] == 2 * (4 + 2 + 24 + 8 * 4)
+    spent = sum(Record.load(finished / f"{kind}-attacked").passes for kind in ("style", "object"))
+    assert spent / 2 <= both[0] - both[1] <= spent * 2
+
+
 def test_attacks_can_be_left_out(world, finished, tmp_path):
     """No prompts, no chapters: the rest is as it is with them."""
     plan = replace(Plan.read(world / "plan.toml"), attacked=0)

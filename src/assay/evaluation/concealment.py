@@ -80,7 +80,7 @@ def evidence(concept: str, trials: Sequence[Trial]) -> str:
     word = verdict(trials)
     meaning = {
         "hidden": "an attack brings it back above what a model that never saw it would show",
-        "removed": "no attack comes further above a model that never saw it than the margin",
+        "removed": f"no attack comes more than {100 * MARGIN:.0f} points above a model that never saw it, for certain",
         "unclear": "the attacks neither bring it back for certain nor rule it out",
     }
     said = [f"`{concept}` is {word}: {meaning[word]}."]

@@ -113,7 +113,7 @@ def floors(protocol: Protocol, concept: Concept, attacks: Mapping[str, Any], fil
     found = {}
     for name, row in _row(concept, file or zoo(FILE)).get("attacks", {}).items():
         try:
-            same = name in attacks and row["settings"] == asdict(attacks[name]) and Protocol(**row["protocol"]) == protocol
+            same = row["n"] > 0 and name in attacks and row["settings"] == asdict(attacks[name]) and Protocol(**row["protocol"]) == protocol
             if same:
                 found[name] = int(row["successes"]), int(row["n"])
         except (ValueError, KeyError, TypeError) as error:

@@ -171,7 +171,8 @@ def _cost(session: Session, works: Works, plan: Plan) -> dict[str, Any]:
         training += 2 * cost.get("training_passes", 0)
     for name in ATTACKS if plan.attacked else ():
         module, chosen = plan.attack(name)
-        cost, drawn = module.cost(chosen, plan.attacked, plan.steps), plan.attacked * getattr(chosen, "attempts", 1)
+        prompts = min(plan.attacked, plan.each)
+        cost, drawn = module.cost(chosen, prompts, plan.steps), prompts * getattr(chosen, "attempts", 1)
         images += 2 * drawn
         passes += 2 * (cost["passes"] + drawn * plan.steps * 2)
         training += 2 * cost["training_passes"]
