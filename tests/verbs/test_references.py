@@ -1,6 +1,7 @@
 """What ships of references is shown beside figures of the same protocol and concept, and beside no others."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -10,7 +11,9 @@ from assay.concept import concept
 from assay.errors import BadInput, Mismatch, Missing, Unsupported
 from assay.record import Metric
 from assay.testing import tiny_works
-from assay.verbs.references import PREFIX, Protocol, findings, floors, key, stored, write, write_floor
+from assay.verbs.plan import ATTACKS, Plan
+from assay.verbs.references import FILE, PREFIX, Protocol, findings, floors, key, stored, write, write_floor
+from assay.verbs.session import zoo
 
 PROTOCOL = Protocol("m" * 64, "j" * 64, "w" * 64, 20, 4.0)
 CATS = concept("cat", kind="object", members=("cat", "cat face"))
@@ -79,6 +82,17 @@ def test_a_floor_needs_a_reference_and_a_whole_file(tmp_path):
     file.write_text(json.dumps(about))
     with pytest.raises(BadInput, match=r"references\.json cannot be read"):
         floors(PROTOCOL, CATS, {"seed_search": settings}, file)
+
+
+def test_floors_that_ship_are_of_the_settings_of_a_run():
+    """Else a run would show none: a changed default asks for `benchmarks/floors.py`."""
+    about, plan = json.loads(zoo(FILE).read_text()), Plan()
+    floored = {name: row["attacks"] for name, row in about["concepts"].items() if "attacks" in row}
+    assert any(name.startswith("object:cat:") for name in floored)
+    for attacks in floored.values():
+        for name in ATTACKS:
+            assert attacks[name]["settings"] == asdict(plan.attack(name)[1])
+            assert attacks[name]["protocol"] == about["protocol"] | {"steps": plan.steps, "guidance": plan.guidance}
 
 
 def test_the_mark_is_said_with_its_interval_and_the_floor_beside_the_distance():
