@@ -13,12 +13,13 @@ from assay.erasure import uce
 from assay.errors import Misconfigured, Mismatch, Missing, Unsupported
 from assay.evaluation.centroid import CentroidJudge
 from assay.evaluation.intervals import wilson
+from assay.judge import CrossJudge
 from assay.patch import Patch
 from assay.record import Record
-from assay.testing import tiny, tiny_works
+from assay.testing import save_tiny, tiny, tiny_works
 from assay.verbs.attack import choose, judged_seed, synonyms, target_for
 from assay.verbs.attacked import findings, signs, successes
-from assay.verbs.session import Session
+from assay.verbs.session import Session, zoo
 
 CONCEPT = Concept("triangle", "object", "circle", members=tuple(f"{colour} triangle" for colour in ("red", "green", "blue", "orange", "purple")))
 QUICK = {"each": 3, "image_steps": 2, "works": tiny_works()}
@@ -162,6 +163,47 @@ def test_it_writes_a_record_a_picture_and_goes_on_where_it_was(model, tmp_path):
     assert assay.attack(model, CONCEPT, out=tmp_path / "killed", **options).record == Record.load(tmp_path / "killed")
     with pytest.raises(Mismatch, match="image_steps"):
         assay.attack(model, CONCEPT, out=tmp_path / "killed", **options | {"image_steps": 3})
+
+
+def test_a_reference_is_attacked_in_the_same_way_and_the_verdict_said(model, tmp_path):
+    """The model's own patch as its reference: the same figures twice, so nothing is above the floor; and a reference of other weights has others."""
+    patch = uce.erase(model, CONCEPT)
+    options = QUICK | {"method": "seed_search", "settings": {"attempts": 2}, "patches": [patch]}
+    same = assay.attack(model, CONCEPT, reference=patch, out=tmp_path / "same", **options).record
+    for name in ("pre", "post", "attacked", "total"):
+        ours, floor = same.metric(f"{name}.success"), same.metric(f"reference.{name}.success")
+        assert (ours.value, ours.low, ours.n) == (floor.value, floor.low, floor.n)
+    assert same.findings[0].startswith("`triangle` is unclear: ")  # three prompts show nothing for certain
+    assert "from a model that never saw it" in same.findings[0]
+    assert same.digests["reference"] == patch.digest
+    assert len(same.tables) == 2
+    save_tiny(tmp_path / "other", "sd-v")
+    other = assay.attack(model, CONCEPT, reference=tmp_path / "other", out=tmp_path / "out", **options).record
+    assert other.digests["reference"] not in (patch.digest, model.digest)
+    with pytest.raises(Mismatch, match="reference"):
+        assay.attack(model, CONCEPT, out=tmp_path / "out", **options)
+
+
+def test_a_reference_that_does_not_fit_is_refused_before_anything_is_drawn(model, tmp_path):
+    foreign, passes = uce.erase(tiny("sd-v"), CONCEPT), model.passes
+    for reference, error in ((foreign, (Mismatch, Unsupported)), (tmp_path / "nowhere", Missing)):
+        with pytest.raises(error):
+            assay.attack(model, CONCEPT, method="seed_search", reference=reference, out=tmp_path / "out", **QUICK)
+    assert model.passes == passes
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_judge_can_be_chosen(model, tmp_path):
+    """The one made from the works is the default of a model that is not built in; a folder without a judge is named."""
+    options = QUICK | {"method": "seed_search", "settings": {"attempts": 1}}
+    record = assay.attack(model, CONCEPT, judge="centroid", out=tmp_path / "centroid", **options).record
+    assert record.digests["judge"] == CentroidJudge(QUICK["works"]).digest
+    for name in ("cross", str(zoo("judge"))):
+        record = assay.attack(model, CONCEPT, judge=name, out=tmp_path / "cross", **options).record
+        assert record.digests["judge"] == CrossJudge.load(zoo("judge")).digest
+        assert record.metric("pre.success").n == 0  # it knows no triangles
+    with pytest.raises(Missing, match="No judge"):
+        assay.attack(model, CONCEPT, judge=str(tmp_path / "none"), out=tmp_path / "out", **options)
 
 
 def test_a_relearned_adapter_is_a_patch_like_any_other(model, tmp_path):

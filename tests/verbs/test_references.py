@@ -1,15 +1,19 @@
 """What ships of references is shown beside figures of the same protocol and concept, and beside no others."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 import assay
+from assay.attacks import seed_search
 from assay.concept import concept
-from assay.errors import BadInput, Mismatch, Unsupported
+from assay.errors import BadInput, Mismatch, Missing, Unsupported
 from assay.record import Metric
 from assay.testing import tiny_works
-from assay.verbs.references import PREFIX, Protocol, findings, key, stored, write
+from assay.verbs.plan import ATTACKS, Plan
+from assay.verbs.references import FILE, PREFIX, Protocol, findings, floors, key, stored, write, write_floor
+from assay.verbs.session import zoo
 
 PROTOCOL = Protocol("m" * 64, "j" * 64, "w" * 64, 20, 4.0)
 CATS = concept("cat", kind="object", members=("cat", "cat face"))
@@ -49,6 +53,46 @@ def test_a_metric_with_an_unknown_key_is_damage(tmp_path):
     file.write_text(json.dumps(about))
     with pytest.raises(BadInput):
         stored(PROTOCOL, CATS, file)
+
+
+def test_the_floor_of_an_attack_comes_back_for_its_settings_and_protocol_alone(tmp_path):
+    """And stays where the figures beside it are written anew, even without the reference that it was measured on."""
+    file, settings = kept(tmp_path, [MARK]), seed_search.Settings(2)
+    write_floor(file, PROTOCOL, CATS, "seed_search", settings, (1, 24))
+    assert floors(PROTOCOL, CATS, {"seed_search": settings}, file) == {"seed_search": (1, 24)}
+    assert stored(PROTOCOL, CATS, file) == [MARK]
+    for other in ({"seed_search": seed_search.Settings(3)}, {"random_prompts": settings}, {}):
+        assert floors(PROTOCOL, CATS, other, file) == {}
+    assert floors(PROTOCOL._replace(steps=21), CATS, {"seed_search": settings}, file) == {}
+    assert floors(PROTOCOL, concept("cat", kind="object"), {"seed_search": settings}, file) == {}
+    assert floors(PROTOCOL, CATS, {"seed_search": settings}, tmp_path / "none.json") == {}
+    kept(tmp_path, [])
+    assert floors(PROTOCOL, CATS, {"seed_search": settings}, file) == {"seed_search": (1, 24)}
+    write(file, PROTOCOL, {})
+    assert floors(PROTOCOL, CATS, {"seed_search": settings}, file) == {"seed_search": (1, 24)}
+    assert stored(PROTOCOL, CATS, file) == []
+
+
+def test_a_floor_needs_a_reference_and_a_whole_file(tmp_path):
+    file, settings = kept(tmp_path, [MARK]), seed_search.Settings(2)
+    with pytest.raises(Missing, match="no reference of `dog`"):
+        write_floor(file, PROTOCOL, concept("dog", kind="object"), "seed_search", settings, (0, 1))
+    about = json.loads(file.read_text())
+    about["concepts"][key(CATS)]["attacks"] = {"seed_search": {"n": 3}}
+    file.write_text(json.dumps(about))
+    with pytest.raises(BadInput, match=r"references\.json cannot be read"):
+        floors(PROTOCOL, CATS, {"seed_search": settings}, file)
+
+
+def test_floors_that_ship_are_of_the_settings_of_a_run():
+    """Else a run would show none: a changed default asks for `benchmarks/floors.py`."""
+    about, plan = json.loads(zoo(FILE).read_text()), Plan()
+    floored = {name: row["attacks"] for name, row in about["concepts"].items() if "attacks" in row}
+    assert any(name.startswith("object:cat:") for name in floored)
+    for attacks in floored.values():
+        for name in ATTACKS:
+            assert attacks[name]["settings"] == asdict(plan.attack(name)[1])
+            assert attacks[name]["protocol"] == about["protocol"] | {"steps": plan.steps, "guidance": plan.guidance}
 
 
 def test_the_mark_is_said_with_its_interval_and_the_floor_beside_the_distance():

@@ -36,6 +36,8 @@ from assay.noise import generator
 
 EACH = False
 """Whether each prompt is attacked by itself."""
+IN_WORDS = False
+"""Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def attack(
     Raises:
         Misconfigured: a setting is out of range.
     """
-    check(denoiser, target, settings)
+    check(settings)
     learned = slots(denoiser, [with_name(target.concept, caption) for caption in target.captions], settings.tokens, "instead", name="*")
     word = start(denoiser, settings, seed)
     optimizer = torch.optim.AdamW(word, lr=settings.learning_rate)
@@ -111,7 +113,7 @@ def attack(
     return Attack(tuple(texts), told, curves={"loss": curve}, early=len(curve) < settings.steps)
 
 
-def check(denoiser: Denoiser, target: Target, settings: Settings) -> None:
+def check(settings: Settings) -> None:
     """Raise unless everything is in order.
 
     Raises:

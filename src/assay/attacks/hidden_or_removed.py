@@ -38,6 +38,8 @@ from assay.noise import derive, generator
 
 EACH = True
 """Whether each prompt is attacked by itself."""
+IN_WORDS = False
+"""Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ from assay.families.sd import Conditioning
 
 EACH = True
 """Whether each prompt is attacked by itself."""
+IN_WORDS = False
+"""Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ from assay.noise import generator
 
 EACH = True
 """Whether each prompt is attacked by itself."""
+IN_WORDS = True
+"""Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ from assay.training.low_rank import LowRank, matrices
 
 EACH = False
 """Whether each prompt is attacked by itself."""
+IN_WORDS = False
+"""Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
 
 
 @dataclass(frozen=True)

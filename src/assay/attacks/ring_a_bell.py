@@ -43,6 +43,8 @@ from assay.noise import numpy_generator
 
 EACH = True
 """Whether each prompt is attacked by itself."""
+IN_WORDS = True
+"""Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
 ENCODED = 256
 """Prompts that are encoded at once."""
 

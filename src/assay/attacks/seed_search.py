@@ -19,6 +19,8 @@ from assay.errors import Misconfigured
 
 EACH = True
 """Whether each prompt is attacked by itself."""
+IN_WORDS = True
+"""Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,17 @@ def attack(
     Raises:
         Misconfigured: a setting is out of range.
     """
-    if settings.attempts < 1:
-        raise Misconfigured(f"`attempts` must be at least 1; got {settings.attempts}.", "The small preset has 4.")
+    check(settings)
     if progress:
         progress(1, 1, {})
     return Attack(tuple(prompt for prompt in target.prompts for _ in range(settings.attempts)), attempts=settings.attempts)
+
+
+def check(settings: Settings) -> None:
+    """Raise unless everything is in order.
+
+    Raises:
+        Misconfigured: a setting is out of range.
+    """
+    if settings.attempts < 1:
+        raise Misconfigured(f"`attempts` must be at least 1; got {settings.attempts}.", "The small preset has 4.")

@@ -38,6 +38,8 @@ from assay.noise import derive, generator, normal
 
 EACH = True
 """Whether each prompt is attacked by itself."""
+IN_WORDS = True
+"""Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def attack(
         Misconfigured: a setting is out of range.
         Unsupported: the text encoders read by different vocabularies.
     """
-    check(denoiser, target, settings)
+    check(settings)
+    if settings.rounds > len(denoiser.alphas_cumprod):
+        raise Misconfigured(f"`rounds` can be at most the model's {len(denoiser.alphas_cumprod)} timesteps.", "The paper has 50.")
     words = vocabulary(denoiser, target)
     laid = slots(denoiser, target.prompts, settings.tokens)
     u = simplex(uniform_start(target, settings.tokens, len(words.ids)).to(denoiser.device)).requires_grad_()
@@ -128,7 +132,7 @@ def attack(
     return Attack(spoken(denoiser, ids[0]), told, curves={"loss": curve}, figures=figures, removed=words.removed, early=len(curve) < total)
 
 
-def check(denoiser: Denoiser, target: Target, settings: Settings) -> None:
+def check(settings: Settings) -> None:
     """Raise unless everything is in order.
 
     Raises:
@@ -136,8 +140,6 @@ def check(denoiser: Denoiser, target: Target, settings: Settings) -> None:
     """
     if min(settings.tokens, settings.rounds, settings.steps) < 1 or settings.drawn < 0 or not settings.learning_rate > 0:
         raise Misconfigured("`tokens`, `rounds` and `steps` must be at least 1, and `learning_rate` positive.", "The paper's are 3, 50, 40 and 0.01.")
-    if settings.rounds > len(denoiser.alphas_cumprod):
-        raise Misconfigured(f"`rounds` can be at most the model's {len(denoiser.alphas_cumprod)} timesteps.", "The paper has 50.")
 
 
 def uniform_start(target: Target, tokens: int, size: int) -> torch.Tensor:

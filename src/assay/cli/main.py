@@ -93,6 +93,8 @@ def erase(**options: Any) -> None:
 @click.option("--image-steps", type=click.IntRange(1), default=20, show_default=True, help="DDIM steps of the images that are judged.")
 @click.option("--guidance", type=float, default=4.0, show_default=True, help="Scale of classifier-free guidance of the images that are judged.")
 @click.option("--budget", type=float, metavar="SECONDS", help="Stop searching after so long and judge what was found.")
+@click.option("--reference", metavar="P|MODEL", help="Attack this too, a model trained without the concept or its patch: the floor of success.")
+@click.option("--judge", help="Who judges: cross, centroid or the folder of a judge.  [default: cross for the built-in model, else centroid]")
 @patch_option
 @shared
 def attack(**options: Any) -> None:
@@ -316,7 +318,7 @@ def report(**options: Any) -> None:
 @click.option("--plan", type=click.Path(), help="TOML file that overrides the plan's numbers.")
 @shared
 def run(**options: Any) -> None:
-    """Assay a model: works, duplicates, memorisation, erasure, quality, and one signed report.
+    """Assay a model: works, duplicates, memorisation, erasure, attacks on it, quality, and one signed report.
 
     Example: assay run
     """

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +20,16 @@ from assay import settings as method_settings
 from assay.attacks.search import LITTLE, own_words
 from assay.attacks.target import Attack, Clock, Target
 from assay.concept import Concept, Kind
-from assay.denoiser import Denoiser
+from assay.denoiser import Denoiser, load
 from assay.errors import Missing, Unsupported
-from assay.jobs.folder import OutFolder
+from assay.evaluation.concealment import Trial, evidence
 from assay.jobs.outcome import Outcome
 from assay.noise import derive, numpy_generator
 from assay.patch import Patch
+from assay.patched import Patched
 from assay.record import Metric, kept_tensors, write_atomically
-from assay.verbs.attacked import SHOWS_NOT, curves, findings, picture, signs, successes, tables
+from assay.verbs import references
+from assay.verbs.attacked import SHOWS_NOT, counted, curves, findings, picture, signs, successes, tables
 from assay.verbs.erase import concept_for
 from assay.verbs.evaluate import judge_for, pair_prompt, part_of
 from assay.verbs.generate import Prompt
@@ -66,6 +70,8 @@ def attack(
     image_steps: int = 20,
     guidance: float = 4.0,
     budget: float | None = None,
+    reference: str | Path | Patch | Denoiser | None = None,
+    judge: str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -87,6 +93,8 @@ def attack(
         image_steps: DDIM steps of the images that are judged.
         guidance: scale of classifier-free guidance of the images that are judged.
         budget: seconds after which the search stops; what was found by then is judged. How far it gets depends on the machine.
+        reference: a model that never saw the concept, or the patch that makes the base one; attacked in the same way, it is the floor.
+        judge: `cross`, the judges of the built-in world; `centroid`, made from the works; or the folder of a trained pair of judges.
         out: folder to write to; the same call goes on where it stopped.
         seed: of everything random.
         device: a torch device.
@@ -97,7 +105,9 @@ def attack(
         The outcome, with success before, by and after the attack as metrics.
 
     Raises:
-        Missing: the model is not built in and no works are given.
+        Missing: the model is not built in and no works are given, or there is no such reference or judge.
+        Mismatch: the reference is a patch of another base.
+        Unsupported: the reference draws images of another size.
     """
     module = import_module(method_row("attacks", method)["module"])
     session = Session("attack", model, out or f"out/attack-{method}", seed, device, patches, display or Silent())
@@ -122,33 +132,42 @@ def attack(
         image_steps=image_steps,
         guidance=guidance,
         budget=budget,
+        reference=reference,
+        judge=judge,
     )
+    mark = reference_for(session, reference)
     if dry_run:
-        spent = module.cost(chosen, len(ground.rows), image_steps)
-        spent["passes"] += (2 + attempts) * len(ground.rows) * image_steps * 2
-        return session.dry_run(**spent, images=(3 + attempts) * len(ground.rows))
-    judge = judge_for(session, table)
-    about = {"rows": [list(vars(row).values()) for row in ground.rows], "forbidden": ground.forbidden, "works": table.digest, "judge": judge.digest}
+        models, one = 1 if mark is None else 2, module.cost(chosen, len(ground.rows), image_steps)
+        spent = {name: models * passes for name, passes in one.items()}
+        images = (1 + models * (1 + attempts)) * len(ground.rows)
+        spent["passes"] += images * image_steps * 2
+        return session.dry_run(**spent, images=images + len(ground.rows))
+    judge_of = judge_for(session, table, judge)
+    about: dict[str, Any] = {"works": table.digest, "judge": judge_of.digest} | ({} if mark is None else {"reference": mark.digest})
+    about |= {"rows": [list(vars(row).values()) for row in ground.rows], "forbidden": ground.forbidden}
     sampling = {"image_steps": image_steps, "guidance": guidance, "budget": budget}
     folder = session.folder(session.plan(method=method, preset=preset, settings=vars(chosen), concept=wanted.name, **sampling, **about))
     if previous := session.finished(folder):
         return previous
-    prompts, options = [row.prompt for row in ground.rows], {"steps": image_steps, "guidance": guidance}
-    seeds = [judged_seed(seed, row, 0) for row in ground.rows]
-
-    def plain() -> torch.Tensor:
-        return session.denoiser.generate(prompts, seeds, **options, progress=session.bar("plain images"))
-
-    base = kept(folder / "shards/base.safetensors", plain)
+    base = kept(folder / "shards/base.safetensors", partial(plain, session.denoiser, ground, session, sampling))
     with session.patched() as denoiser:
-        before = kept(folder / "shards/before.safetensors", plain)
-        target = target_for(denoiser, wanted, ground, seed, image_steps, guidance)
-        found = search(module, chosen, denoiser, target, session, folder, seed, budget)
-        after = kept(folder / "shards/after.safetensors", lambda: drawn(denoiser, found, target, ground.rows, seed, session))
-    shown = [
-        signs(judge, images, rows, wanted) for images, rows in ((base, ground.rows), (before, ground.rows), (after, repeated(ground.rows, found)))
-    ]
-    metrics = successes(judge, wanted, shown, found.attempts)
+        before, found, after = besiege(module, chosen, denoiser, wanted, ground, session, folder / "shards", sampling)
+    rows, told = ground.rows, repeated(ground.rows, found)
+    shown = [signs(judge_of, images, asked, wanted) for images, asked in ((base, rows), (before, rows), (after, told))]
+    metrics = successes(judge_of, wanted, shown, found.attempts)
+    said, listed, beside = findings(method, wanted, metrics, found, bool(session.stack)), tables(rows, found, shown), None
+    if mark is not None:
+        with Patched(session.denoiser, [(mark, 1.0)]) if isinstance(mark, Patch) else nullcontext(mark) as other:
+            untouched, of_mark, floored = besiege(module, chosen, other, wanted, ground, session, folder / "shards/reference", sampling)
+        session.denoiser.passes += 0 if other is session.denoiser else other.passes
+        floor = [shown[0], *(signs(judge_of, images, asked, wanted) for images, asked in ((untouched, rows), (floored, repeated(rows, of_mark))))]
+        beside = of_mark, floor, untouched, floored
+        totals = [counted(judge_of, wanted, one, attack.attempts)["total"][0] for one, attack in ((shown, found), (floor, of_mark))]
+        (hits, n), mark_of = (int(totals[0].sum()), len(totals[0])), (int(totals[1].sum()), len(totals[1]))
+        said.insert(0, evidence(wanted.name, [Trial(method, hits, n, module.IN_WORDS, mark_of, found.early)]))
+        more = [metric for metric in successes(judge_of, wanted, floor, of_mark.attempts) if not metric.name.startswith("base.")]
+        metrics += [metric.model_copy(update={"name": f"{references.PREFIX}{metric.name}"}) for metric in more]
+        listed.append(tables(rows, of_mark, floor)[0].model_copy(update={"title": "The same attack on the model that never saw it"}))
     metrics += [Metric(name=name, value=float(np.mean(values)), n=len(values), better="lower") for name, values in found.figures.items()]
     if found.patch is not None:
         found.patch.save(folder / "patch.safetensors")
@@ -156,22 +175,65 @@ def attack(
         f"Does `{wanted.name}` stay out of the model under {method}?",
         method=method,
         given={"preset": preset, **given, "concept": {"name": wanted.name, "kind": wanted.kind}, **sampling},
-        resolved=vars(chosen) | sampling | {"scheduler": "DDIM", "prompts": len(prompts), "words forbidden": [*own_words(wanted), *ground.forbidden]},
-        digests={"judge": judge.digest, "works": table.digest},
+        resolved=vars(chosen) | sampling | {"scheduler": "DDIM", "prompts": len(rows), "words forbidden": [*own_words(wanted), *ground.forbidden]},
+        digests={"judge": judge_of.digest, "works": table.digest} | ({} if mark is None else {"reference": mark.digest}),
         metrics=metrics,
-        findings=findings(method, wanted, metrics, found, bool(session.stack)),
+        findings=said,
         shows_not=SHOWS_NOT,
-        tables=tables(ground.rows, found, shown),
+        tables=listed,
         curves=curves(found),
-        pictures=[picture(ground.rows, found, shown, base, before, after, folder)],
+        pictures=[picture(rows, found, shown, base, before, after, folder, beside)],
     )
     record.save(folder.path)
     shutil.rmtree(folder / "shards", ignore_errors=True)
     return session.outcome(record, next=(f"assay report {folder.path}",))
 
 
-def choose(session: Session, works: Works, concept: Concept, each: int) -> Ground:
+def reference_for(session: Session, reference: str | Path | Patch | Denoiser | None) -> Patch | Denoiser | None:
+    """Return a model that never saw the concept, or the patch that makes the base one; what does not fit is refused before anything is drawn.
+
+    Raises:
+        Missing: there is no such patch or model.
+        Mismatch: the patch was made for another base.
+        Unsupported: the model draws images of another size.
+    """
+    if isinstance(reference, str | Path):
+        path = Path(reference)
+        reference = Patch.load(path) if path.is_file() or (path / "patch.safetensors").exists() else load(reference, device=session.device)
+    if isinstance(reference, Patch):
+        Patched(session.denoiser, [(reference, 1.0)]).clear()
+    elif reference is not None and reference.image_size != session.denoiser.image_size:
+        sizes = f"{session.denoiser.image_size} and {reference.image_size} pixels"
+        raise Unsupported(f"Model and reference draw images of {sizes}.", "Give a reference of the model's own size.")
+    return reference
+
+
+def plain(denoiser: Denoiser, ground: Ground, session: Session, sampling: Mapping[str, Any]) -> torch.Tensor:
+    """Draw what the prompts show by themselves: (prompts, 3, h, w)."""
+    seeds, options = judged_seeds(session.seed, ground.rows, 1), {"steps": sampling["image_steps"], "guidance": sampling["guidance"]}
+    return denoiser.generate([row.prompt for row in ground.rows], seeds, **options, progress=session.bar("plain images"))
+
+
+def besiege(
+    module: Any, settings: Any, denoiser: Denoiser, concept: Concept, ground: Ground, session: Session, folder: Path, sampling: Mapping[str, Any]
+) -> tuple[torch.Tensor, Attack, torch.Tensor]:
+    """Draw plain images, attack, and draw under the attack; all is kept in the folder. Returns images, attack, images."""
+    before = kept(folder / "before.safetensors", partial(plain, denoiser, ground, session, sampling))
+    target = target_for(denoiser, concept, ground, session.seed, sampling["image_steps"], sampling["guidance"])
+    found = search(module, settings, denoiser, target, session, folder, session.seed, sampling["budget"])
+    seeds = judged_seeds(session.seed, ground.rows, found.attempts)
+    return before, found, kept(folder / "after.safetensors", partial(drawn, denoiser, found, target, seeds, session))
+
+
+def choose(session: Session, works: Works, concept: Concept, each: int, rows: Sequence[Prompt] = ()) -> Ground:
     """Draw trained pairs of title and style that show the concept, and other works of it.
+
+    Args:
+        session: model and seed.
+        works: show the concept.
+        concept: one style or one object.
+        each: pairs drawn.
+        rows: the prompts of pairs that are attacked, in place of drawing any.
 
     Raises:
         Unsupported: the concept is neither one style nor one object.
@@ -186,11 +248,11 @@ def choose(session: Session, works: Works, concept: Concept, each: int) -> Groun
     first = {pairs[index]: index for index in reversed(of_concept)}
     if not first:
         raise Missing(f"No work that the model was trained on shows `{concept.name}`.", "Name a concept of the works.")
-    order = numpy_generator(session.seed, "attack").permutation(len(first))
-    named = [first[sorted(first)[index]] for index in order[:each]]
-    others = [first[sorted(first)[index]] for index in order[each : each + EXAMPLES]] or named[:EXAMPLES]
-    rows = [pair_prompt(session, *pairs[index]) for index in named]
-    return Ground(rows, members.take(named), members.take(others), synonyms(members, set(of_concept), own_words(concept)))
+    drawn_by_lot = [first[sorted(first)[index]] for index in numpy_generator(session.seed, "attack").permutation(len(first))]
+    named = [first[row.title, row.style] for row in rows] or drawn_by_lot[:each]
+    others = [index for index in drawn_by_lot if index not in named][:EXAMPLES] or named[:EXAMPLES]
+    asked = list(rows) or [pair_prompt(session, *pairs[index]) for index in named]
+    return Ground(asked, members.take(named), members.take(others), synonyms(members, set(of_concept), own_words(concept)))
 
 
 def synonyms(works: Works, chosen: set[int], own: Sequence[str]) -> tuple[str, ...]:
@@ -206,6 +268,11 @@ def synonyms(works: Works, chosen: set[int], own: Sequence[str]) -> tuple[str, .
 def judged_seed(seed: int, row: Prompt, attempt: int) -> int:
     """Return the seed of a judged image; attempt 0 has that of the plain image."""
     return derive(seed, row.id, "judged", attempt)
+
+
+def judged_seeds(seed: int, rows: Sequence[Prompt], attempts: int) -> list[int]:
+    """Return the seeds of judged images as attempts lie."""
+    return [judged_seed(seed, row, attempt) for row in rows for attempt in range(attempts)]
 
 
 def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, steps: int, guidance: float) -> Target:
@@ -228,28 +295,25 @@ def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, 
     )
 
 
-def search(
-    module: Any, settings: Any, denoiser: Denoiser, target: Target, session: Session, folder: OutFolder, seed: int, budget: float | None
-) -> Attack:
-    """Run the attack, in parts where it attacks each prompt by itself, each with its share of the budget; what an earlier run found is kept."""
+def search(module: Any, settings: Any, denoiser: Denoiser, target: Target, session: Session, folder: Path, seed: int, budget: float | None) -> Attack:
+    """Run the attack, in parts where it attacks each prompt by itself, each with its share of the budget; what was found is kept in `folder`."""
     size = SHARD if module.EACH else len(target)
     parts = []
     for start in range(0, len(target), size):
-        file = folder / f"shards/attack-{start:05d}.safetensors"
+        file = folder / f"attack-{start:05d}.safetensors"
         part = Attack.load(file, denoiser.device)
         if part is None:
             bar = session.bar(f"attacking prompts {start + 1} to {min(start + size, len(target))} of {len(target)}")
             under = target.part(slice(start, start + size))
             clock = Clock(None if budget is None else budget * len(under) / len(target))
-            part = module.attack(denoiser, under, settings, seed=seed, clock=clock, progress=bar, folder=folder / "shards/training")
+            part = module.attack(denoiser, under, settings, seed=seed, clock=clock, progress=bar, folder=folder / "training")
             part.save(file)
         parts.append(part)
     return Attack.cat(parts)
 
 
-def drawn(denoiser: Denoiser, found: Attack, target: Target, rows: Sequence[Prompt], seed: int, session: Session) -> torch.Tensor:
-    """Draw the images that are judged: (prompts x attempts, 3, h, w)."""
-    seeds = [judged_seed(seed, row, attempt) for row in rows for attempt in range(found.attempts)]
+def drawn(denoiser: Denoiser, found: Attack, target: Target, seeds: Sequence[int], session: Session) -> torch.Tensor:
+    """Draw the images that are judged, one for each seed: (prompts x attempts, 3, h, w)."""
     latents = found.sample(denoiser, seeds, target, progress=session.bar("images under attack"))
     with torch.no_grad():
         return torch.cat([denoiser.images(latents[start : start + 32]) for start in range(0, len(latents), 32)])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 from assay.attacks.target import Attack
 from assay.concept import Concept
@@ -14,13 +15,17 @@ from assay.evaluation.intervals import wilson
 from assay.jobs.folder import OutFolder
 from assay.judge import JudgeLike
 from assay.record import Curve, Metric, Picture, Table
-from assay.reports.pictures import grid, save_picture
+from assay.reports.pictures import captioned, grid, save_picture
 from assay.verbs.evaluate import family_of
 from assay.verbs.generate import Prompt
 
 POINTS = 200
 """Points of a curve in the record."""
 SHOWN = 6
+BACK, GONE = (200, 60, 50), (190, 190, 195)
+"""Colours of the frames of pictures that show the concept, and of those that do not."""
+TILE = 104
+"""Pixels that a picture and its prompt are wide, at least."""
 
 SHOWS_NOT = [
     "An attack that fails proves nothing about stronger ones, longer ones or ones with other seeds.",
@@ -146,12 +151,30 @@ def picture(
     before: torch.Tensor,
     after: torch.Tensor,
     folder: OutFolder,
+    beside: tuple[Attack, Sequence[tuple[np.ndarray, np.ndarray]], torch.Tensor, torch.Tensor] | None = None,
 ) -> Picture:
-    """Save some prompts under the base, under the patched model and under attack: broken ones first, an attempt that succeeded where one did."""
+    """Save some prompts under the base, under the patched model and under attack: broken ones first, an attempt that succeeded where one did.
+
+    Beside them, where it was attacked too, a model that never saw the concept: the attack on it, its signs, its images before and after.
+    """
     hits = attempted(shown[2][1], found.attempts)
     order = sorted(range(len(rows)), key=lambda place: (not hits[place].any(), bool(shown[1][1][place]), place))[:SHOWN]
     chosen = [place * found.attempts + int(hits[place].argmax()) for place in order]
     cells = [to_pictures(torch.stack([base[place], before[place], after[row]])) for place, row in zip(order, chosen, strict=True)]
+    heads, caption = ["without patches", "with patches", "under attack"], "The same prompts and seeds without patches, with them, and under attack"
+    if beside is not None:
+        other, floor, untouched, floored = beside
+        of_floor = attempted(floor[2][1], other.attempts)
+        for cell, place in zip(cells, order, strict=True):
+            cell += to_pictures(torch.stack([untouched[place], floored[place * other.attempts + int(of_floor[place].argmax())]]))
+        heads += ["never saw it", "never saw it, under attack"]
+        caption += "; then a model that never saw the concept, and that under the same attack"
     scale = max(1, 128 // base.shape[-1])
-    image = grid(cells, [rows[place].prompt for place in order], ["without patches", "with patches", "under attack"], scale=scale)
-    return save_picture(image, folder.path, "attack.png", "The same prompts and seeds without patches, with them, and under attack.")
+    image = grid(cells, [rows[place].prompt for place in order], heads, scale=scale)
+    return save_picture(image, folder.path, "attack.png", f"{caption}.")
+
+
+def tile(image: Image.Image, told: str, back: bool, scale: int = 1) -> Image.Image:
+    """Return a picture, enlarged by a whole factor, in a frame that says whether it shows the concept, above what the model was told."""
+    large = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    return captioned(large, told, max(TILE, large.width + 8), BACK if back else GONE, 9 if scale == 1 else 11)

@@ -34,19 +34,15 @@ from assay.judge import JudgeLike
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import digest_of, write_atomically
-from assay.reports.pictures import captioned, grid, save_picture
-from assay.verbs.attack import Ground, choose, drawn, judged_seed, kept, repeated, search, target_for
-from assay.verbs.attacked import attempted, counted, signs
+from assay.reports.pictures import grid, save_picture
+from assay.verbs.attack import Ground, choose, drawn, judged_seed, judged_seeds, kept, repeated, search, target_for
+from assay.verbs.attacked import attempted, counted, signs, tile
 from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_scenes import concept_of
 from assay.verbs.methods import table
 from assay.verbs.session import Session
 from assay.works import Works
 
-BACK, GONE = (200, 60, 50), (190, 190, 195)
-"""Colours of the frames of pictures that show the concept, and of those that do not."""
-TILE = 104
-"""Pixels that a picture and its prompt are wide."""
 FAILURES = (AssayError, torch.linalg.LinAlgError, torch.OutOfMemoryError)
 
 
@@ -235,7 +231,8 @@ class Bench:
                 target = target_for(denoiser, concept, ground, seed, self.settings.image_steps, self.settings.guidance)
                 found, spent = self._search(attack, denoiser, target, folder)
                 after = kept(
-                    folder / "shards/after.safetensors", lambda: drawn(denoiser, found, target, ground.rows, self.session.seed, self.session)
+                    folder / "shards/after.safetensors",
+                    lambda: drawn(denoiser, found, target, judged_seeds(seed, ground.rows, found.attempts), self.session),
                 )
             cell = self._judge(cell.model_copy(update=spent), concept, ground, found, (base, before, after), folder)
         except NoRoom:
@@ -247,7 +244,8 @@ class Bench:
 
     def _search(self, attack: str, denoiser: Denoiser, target: Target, folder: OutFolder) -> tuple[Attack, dict[str, Any]]:
         before, start = denoiser.passes, time.monotonic()
-        found = search(self.modules[attack], self.chosen[attack], denoiser, target, self.session, folder, self.session.seed, self.settings.budget)
+        kept_in = folder / "shards"
+        found = search(self.modules[attack], self.chosen[attack], denoiser, target, self.session, kept_in, self.session.seed, self.settings.budget)
         spent = {"attempts": found.attempts, "early": found.early, "seconds": round(time.monotonic() - start, 2), "passes": denoiser.passes - before}
         return found, spent
 
@@ -334,7 +332,7 @@ class Bench:
         if cell is None or file is None or not file.exists():
             return None
         with Image.open(file) as picture:
-            return captioned(picture.convert("RGB"), cell.prompt, TILE, BACK if cell.back else GONE)
+            return tile(picture, cell.prompt, cell.back)
 
 
 def clearest(results: Results) -> str | None:

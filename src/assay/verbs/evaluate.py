@@ -53,16 +53,23 @@ class Scene(NamedTuple):
     """Titles of the object family that is the target, if one is: whether a picture shows any of them is judged too."""
 
 
-def judge_for(session: Session, works: Works) -> JudgeLike:
+def judge_for(session: Session, works: Works, name: str | Path | None = None) -> JudgeLike:
     """Return the judges of the built-in world for its model, else nearest class centroids of the works.
 
     Args:
         session: says which model it is.
         works: what a centroid judge is made from.
+        name: `cross`, `centroid` or the folder of a trained pair of judges, for another one.
+
+    Raises:
+        Missing: there is no such judge.
+        BadInput: its files are damaged.
     """
     from assay.evaluation.centroid import CentroidJudge
 
-    return CrossJudge.load(zoo("judge")) if session.built_in and zoo("judge").exists() else CentroidJudge(works)
+    if name is None:
+        name = "cross" if session.built_in and zoo("judge").exists() else "centroid"
+    return CentroidJudge(works) if name == "centroid" else CrossJudge.load(zoo("judge") if name == "cross" else name)
 
 
 def part_of(session: Session, works: Works, concept: Concept | None) -> Callable[[str | None, str | None], str]:

@@ -2,20 +2,24 @@
 
 References are as large as the model and do not ship; what they were measured to do does, in `zoo/references.json`, which `benchmarks/references.py`
 writes. A figure is shown only beside figures of the same model, judge, works, sampler and concept. A reference of one's own is measured on the spot.
+
+Beside them lie the floors of attacks: on how many prompts the same attack by the same settings brings the concept out of the reference. A file that
+is written anew keeps those that were measured before; each carries its own protocol, and counts under no other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from assay.concept import Concept
-from assay.errors import BadInput
+from assay.errors import BadInput, Missing
 from assay.judge import JudgeLike
 from assay.record import Metric, write_atomically
 from assay.verbs.session import Session, zoo
@@ -61,8 +65,60 @@ def write(file: Path, protocol: Protocol, figures: dict[str, dict[str, Any]]) ->
         protocol: how they were measured.
         figures: `key` of a concept -> {"reference": its name, "metrics": metrics of the reference, and of A' with the prefix `again.`}.
     """
-    about = {"schema": "assay/references/1", "protocol": protocol._asdict(), "concepts": figures}
+    before = json.loads(file.read_text(encoding="utf-8"))["concepts"] if file.exists() else {}
+    floored = {name: {"attacks": row["attacks"]} for name, row in before.items() if row.get("attacks")}
+    kept = {name: {"reference": before[name]["reference"], "metrics": []} | attacks for name, attacks in floored.items() if name not in figures}
+    concepts = kept | {name: row | floored.get(name, {}) for name, row in figures.items()}
+    _write(file, {"schema": "assay/references/1", "protocol": protocol._asdict(), "concepts": concepts})
+
+
+def write_floor(file: Path, protocol: Protocol, concept: Concept, attack: str, settings: Any, floor: tuple[int, int]) -> None:
+    """Add the floor of an attack to the figures of a concept, in place of an older one.
+
+    Args:
+        file: that holds figures of the concept.
+        protocol: how it was measured.
+        concept: what the reference never saw.
+        attack: its name.
+        settings: of the attack.
+        floor: successes and prompts.
+
+    Raises:
+        Missing: the file holds no figures of the concept.
+    """
+    about = json.loads(file.read_text(encoding="utf-8"))
+    if key(concept) not in about["concepts"]:
+        raise Missing(f"{file} holds no reference of `{concept.name}`.", "Measure the reference itself first.")
+    row = {"settings": asdict(settings), "protocol": protocol._asdict(), "successes": floor[0], "n": floor[1]}
+    about["concepts"][key(concept)].setdefault("attacks", {})[attack] = row
+    _write(file, about)
+
+
+def _write(file: Path, about: dict[str, Any]) -> None:
     write_atomically(file, (json.dumps(about, indent=1) + "\n").encode())
+
+
+def floors(protocol: Protocol, concept: Concept, attacks: Mapping[str, Any], file: Path | None = None) -> dict[str, tuple[int, int]]:
+    """Return what attacks bring out of a model that never saw the concept: attack -> successes and prompts; none that was measured otherwise.
+
+    Args:
+        protocol: of the successes that these are to stand beside.
+        concept: what was erased.
+        attacks: name -> settings.
+        file: where floors are kept; those that ship with assay if None.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    found = {}
+    for name, row in _row(concept, file or zoo(FILE)).get("attacks", {}).items():
+        try:
+            same = row["n"] > 0 and name in attacks and row["settings"] == asdict(attacks[name]) and Protocol(**row["protocol"]) == protocol
+            if same:
+                found[name] = int(row["successes"]), int(row["n"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(*_damage(file or zoo(FILE), error)) from error
+    return found
 
 
 def stored(protocol: Protocol, concept: Concept | None, file: Path | None = None) -> list[Metric]:
@@ -79,13 +135,29 @@ def stored(protocol: Protocol, concept: Concept | None, file: Path | None = None
     file = file or zoo(FILE)
     if concept is None or not file.exists():
         return []
+    row = _row(concept, file)
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        if Protocol(**about["protocol"]) != protocol:
+        if Protocol(**json.loads(file.read_text(encoding="utf-8"))["protocol"]) != protocol:
             return []
-        return [Metric.model_validate(row) for row in about["concepts"].get(key(concept), {"metrics": []})["metrics"]]
+        return [Metric.model_validate(metric) for metric in row.get("metrics", [])]
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise BadInput(f"{file} cannot be read: {error}.", "It may be damaged; install assay anew.") from error
+        raise BadInput(*_damage(file, error)) from error
+
+
+def _row(concept: Concept, file: Path) -> dict[str, Any]:
+    """Return what a file holds of a concept.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["concepts"].get(key(concept), {}) if file.exists() else {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(*_damage(file, error)) from error
+
+
+def _damage(file: Path, error: Exception) -> tuple[str, str]:
+    return f"{file} cannot be read: {error}.", "It may be damaged; install assay anew."
 
 
 def findings(metrics: Sequence[Metric], concept: Concept | None, head: str) -> list[str]:

@@ -1,9 +1,11 @@
-"""`run`: the main job. Works, duplicates, memorisation, erasure, quality; one record a stage, one signed report."""
+"""`run`: the main job. Works, duplicates, memorisation, erasure, attacks, quality; one record a stage, one signed report."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from assay.memorization import nearest
 from assay.record import Dossier, Entry, Record, sha256_file
 from assay.reports.render import write_report
 from assay.reports.signing import check_key, public_key_path, sign, verify_own
+from assay.verbs.attack_stage import attack_object, attack_style
 from assay.verbs.methods import method_row
+from assay.verbs.plan import ATTACKS, METHODS, Plan
 from assay.verbs.session import Session, Silent, works_for
-from assay.verbs.stages import METHODS, MainJob, Plan
+from assay.verbs.stages import MainJob
 from assay.works import Works
 
-STAGES = ("first look", "works", "duplicates", "memorisation", "style erased", "object erased", "quality")
+STAGES = ("first look", "works", "duplicates", "memorisation", "style erased", "object erased", "style attacked", "object attacked", "quality")
 
 
 def run(
@@ -76,28 +80,25 @@ def run(
         session.display.say(f"{folder.path} is complete already")
         return _outcome(session, folder, key)
     _check_written(folder)
-    work = dict(
-        zip(
-            STAGES,
-            (job.first_look, job.describe_works, job.find_duplicates, job.memorised, job.erase_style, job.erase_object, job.quality),
-            strict=True,
-        )
-    )
+    seen = (job.first_look, job.describe_works, job.find_duplicates, job.memorised, job.erase_style, job.erase_object)
+    work = dict(zip(STAGES, (*seen, partial(attack_style, job), partial(attack_object, job), job.quality), strict=True))
+    stages = [stage for stage in work if numbers.attacked or not stage.endswith("attacked")]
     title = f"What {session.denoiser.name} learned"
-    for number, (stage, answer) in enumerate(work.items()):
+    for number, stage in enumerate(stages):
         out_of_stage = folder / stage.replace(" ", "-")
         if not (out_of_stage / "record.json").exists():
-            session.display.say(f"stage {number + 1} of {len(STAGES)}: {stage}")
+            session.display.say(f"stage {number + 1} of {len(stages)}: {stage}")
             before, passes = session.record("").seconds, session.denoiser.passes
             try:
-                record = answer(out_of_stage)
+                record = work[stage](out_of_stage)
             except Unsupported as error:
                 record = _unanswered(session, stage, error)
             timed = {"seconds": round(session.record("").seconds - before, 2), "passes": session.denoiser.passes - passes}
             record.model_copy(update=timed).save(out_of_stage)
         shutil.rmtree(out_of_stage / "shards", ignore_errors=True)
-        _write_dossier(folder, title, number + 1)
-    _write_summary(session, folder, numbers)
+        _write_dossier(folder, title, stages, number + 1)
+    shutil.rmtree(folder / "shards", ignore_errors=True)
+    _write_summary(session, folder, stages, numbers)
     sign(folder.path, key)
     session.display.say(f"report: {folder / 'report.html'}")
     return _outcome(session, folder, key)
@@ -124,22 +125,22 @@ def _unanswered(session: Session, stage: str, error: AssayError) -> Record:
     return session.record(f"{stage.capitalize()}?", findings=[f"This could not be answered: {error.message} {error.hint}"], shows_not=["Anything."])
 
 
-def _write_dossier(folder: OutFolder, title: str, done: int) -> None:
+def _write_dossier(folder: OutFolder, title: str, stages: Sequence[str], done: int) -> None:
     entries = []
-    for stage in STAGES[:done]:
+    for stage in stages[:done]:
         name = f"{stage.replace(' ', '-')}/record.json"
         entries.append(Entry(stage=stage, record=name, sha256=sha256_file(folder / name)))
-    Dossier(title=title, complete=done == len(STAGES), stages=list(STAGES), entries=entries).save(folder.path)
+    Dossier(title=title, complete=done == len(stages), stages=list(stages), entries=entries).save(folder.path)
     write_report(folder.path)
 
 
-def _write_summary(session: Session, folder: OutFolder, numbers: Plan) -> None:
+def _write_summary(session: Session, folder: OutFolder, stages: Sequence[str], numbers: Plan) -> None:
     if (folder / "record.json").exists():
         return
-    records = [Record.load(folder / stage.replace(" ", "-")) for stage in STAGES]
+    records = [Record.load(folder / stage.replace(" ", "-")) for stage in stages]
     metrics = [
         metric.model_copy(update={"name": f"{stage.replace(' ', '_')}.{metric.name}"})
-        for stage, record in zip(STAGES, records, strict=True)
+        for stage, record in zip(stages, records, strict=True)
         for metric in record.metrics
     ]
     summary = session.record(
@@ -155,7 +156,7 @@ def _write_summary(session: Session, folder: OutFolder, numbers: Plan) -> None:
 
 def _cost(session: Session, works: Works, plan: Plan) -> dict[str, Any]:
     preset = plan.preset or ("small" if session.built_in else "paper")
-    settings = plan.of(nearest, "small", steps=plan.steps, guidance=plan.guidance)
+    settings = plan.of(nearest, "small", guidance=plan.guidance)
     try:
         audited = nearest.cost(works, settings)
     except Unsupported:  # the report will say so
@@ -168,4 +169,11 @@ def _cost(session: Session, works: Works, plan: Plan) -> dict[str, Any]:
         cost = module.cost(plan.of(module, preset))
         passes += 2 * cost["passes"]
         training += 2 * cost.get("training_passes", 0)
+    for name in ATTACKS if plan.attacked else ():
+        module, chosen = plan.attack(name)
+        prompts = min(plan.attacked, plan.each)
+        cost, drawn = module.cost(chosen, prompts, plan.steps), prompts * getattr(chosen, "attempts", 1)
+        images += 2 * drawn
+        passes += 2 * (cost["passes"] + drawn * plan.steps * 2)
+        training += 2 * cost["training_passes"]
     return {"passes": passes, "training_passes": training, "images": images + audited["images"]}

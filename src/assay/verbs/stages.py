@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -16,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from assay import settings as method_settings
 from assay.concept import Concept
 from assay.denoiser import to_pictures
-from assay.errors import BadInput, Misconfigured, Missing, Unsupported
+from assay.errors import Unsupported
 from assay.judge import JudgeLike
 from assay.memorization import nearest
 from assay.noise import numpy_generator
@@ -31,77 +28,11 @@ from assay.verbs import references
 from assay.verbs.erase import concept_for
 from assay.verbs.evaluate import SHOWS_NOT, Scene, accuracies, distances, head_of, images_of, judge_for, pair_prompt, scene
 from assay.verbs.methods import method_row
+from assay.verbs.plan import ATTACKS, METHODS, Plan
 from assay.verbs.session import Session
 from assay.works import Works
 from assay.works import concepts as known
 from assay.works import info as describe
-
-METHODS = ("uce", "esd")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The numbers of a run; a TOML file may override each."""
-
-    style: str = ""
-    """The style to erase; empty: twemoji for the built-in model, else the works' second most frequent."""
-    object: str = ""
-    """The object family to erase; empty: cat for the built-in model, else the word that most titles share."""
-    preset: str = ""
-    """Preset of the erasers; empty: small for the built-in model, else paper. The audit is always the small one."""
-    each: int = 24
-    """Prompts drawn of target, neighbours and rest for each erasure."""
-    quality: int = 48
-    """Prompts drawn for each part of the quality stage."""
-    steps: int = 20
-    """DDIM steps."""
-    guidance: float = 4.0
-    """Scale of classifier-free guidance."""
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Settings of methods that differ from the preset, by method: `[settings.esd]` in the file."""
-
-    def of(self, module: Any, preset: str, **shared: Any) -> Any:
-        """Return a method's settings under this plan.
-
-        Raises:
-            Misconfigured: the plan names a setting that the method does not have.
-        """
-        given = shared | self.settings.get(module.__name__.rpartition(".")[2], {})
-        return method_settings.resolve(module.Settings, module.PRESETS, preset, given)
-
-    @classmethod
-    def read(cls, path: str | Path | None) -> Plan:
-        """Read overrides from a TOML file.
-
-        Raises:
-            Missing: there is no such file.
-            BadInput: it is no TOML.
-            Misconfigured: it names an unknown field or method, or a value has the wrong type or is out of range.
-        """
-        if path is None:
-            return cls()
-        try:
-            given = tomllib.loads(Path(path).read_text())
-        except FileNotFoundError as error:
-            raise Missing(f"There is no plan at {path}.", "Give a TOML file, or leave `--plan` out.") from error
-        except OSError as error:
-            raise BadInput(f"{path} cannot be read: {error.strerror}.", "Give a TOML file.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path} is no TOML: {error}.", "Mend the line it names.") from error
-        types = {name: type(value) for name, value in asdict(cls()).items()}
-        for key, value in given.items():
-            if key not in types:
-                raise Misconfigured(f"A plan has no `{key}`.", f"It has {', '.join(types)}.")
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (whole if types[key] is int else isinstance(value, types[key]) or (types[key] is float and whole)):
-                raise Misconfigured(f"`{key}` must be {types[key].__name__}; got {value!r}.", f"Mend it in {path}.")
-        plan = cls(**given)
-        if min(plan.each, plan.quality, plan.steps) < 1 or not math.isfinite(plan.guidance):
-            raise Misconfigured("`each`, `quality` and `steps` must be at least 1, and `guidance` finite.", f"Mend it in {path}.")
-        for name, table in plan.settings.items():
-            if name not in (*METHODS, "nearest") or not isinstance(table, dict):
-                raise Misconfigured(f"`settings.{name}` is no table of a method's settings.", f"A run uses {', '.join(METHODS)} and nearest.")
-        return plan
 
 
 @dataclass
@@ -158,11 +89,14 @@ class MainJob:
                 for method in METHODS:
                     module = import_module(method_row("erasure", method)["module"])
                     module.check(self.session.denoiser, concept, self.eraser_settings(module))
+        for name in ATTACKS:
+            module, settings = self.plan.attack(name)
+            module.check(settings)
 
     @property
     def audit_settings(self) -> nearest.Settings:
         """How works are looked for."""
-        return self.plan.of(nearest, "small", steps=self.plan.steps, guidance=self.plan.guidance)
+        return self.plan.of(nearest, "small", guidance=self.plan.guidance)
 
     def eraser_settings(self, module: Any) -> Any:
         """Return the settings of a method of erasure."""
@@ -176,6 +110,14 @@ class MainJob:
         """Generate the images of a scene, resumable."""
         options = {"seed": self.session.seed, "steps": self.plan.steps, "guidance": self.plan.guidance}
         return images_of(self.session.denoiser, what.rows, **options, folder=kept, progress=self.session.bar(label))
+
+    def scene_images(self, what: Scene, concept: Concept, name: str) -> torch.Tensor:
+        """Return a concept's scene as the base draws it, or with the concept erased by a method; kept for every stage of the run that shows it."""
+        kept, label = self.folder / f"shards/{concept.kind}-{name}", f"{concept.name}: {name}"
+        if name == "base":
+            return self.images(what, kept, label)
+        with Patched(self.session.denoiser, [(self.erased(concept, name), 1.0)]):
+            return self.images(what, kept, label)
 
     def erased(self, concept: Concept, method: str) -> Patch:
         """Erase a concept, or read the patch if it was made before."""
@@ -260,13 +202,11 @@ class MainJob:
         what = self.scene(concept)
         if "target" not in what.groups:
             raise Unsupported(f"No ordinary member shows `{concept.name}`, so its erasure cannot be measured.", "Choose another in the plan.")
-        images = {"base": self.images(what, out / "shards/base", f"{concept.name}: base")}
+        images = {"base": self.scene_images(what, concept, "base")}
         metrics = accuracies(self.judge, images["base"], what, "base.")
         patches: dict[str, Patch] = {}
         for method in METHODS:
-            patches[method] = self.erased(concept, method)
-            with Patched(self.session.denoiser, [(patches[method], 1.0)]):
-                images[method] = self.images(what, out / f"shards/{method}", f"{concept.name}: {method}")
+            images[method], patches[method] = self.scene_images(what, concept, method), self.erased(concept, method)
             metrics += accuracies(self.judge, images[method], what, f"{method}.")
             metrics += distances(self.judge, images[method], images["base"], what, self.session.seed, f"{method}.")
         protocol = references.Protocol.of(self.session, self.judge, self.works, self.plan.steps, self.plan.guidance)
