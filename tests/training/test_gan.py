@@ -15,9 +15,10 @@ from assay.evaluation.centroid import CentroidJudge
 from assay.memorization import nearest
 from assay.noise import generator, normal
 from assay.testing import tiny, tiny_works
-from assay.training.gan import GAN, GANSettings, augmented, build, discriminator_loss, generator_loss, pooled, r1, train
+from assay.training.gan import GAN, Adversaries, GANSettings, augmented, build, discriminator_loss, generator_loss, pooled, r1, train
 from assay.training.gan_network import Discriminator, Generator, Shape
-from assay.training.loop import Run, Schedule
+from assay.training.loop import Schedule
+from assay.training.unet import Epoch
 
 SHAPE = Shape(noise=4, style=16, widths=(16, 8), groups=4)
 SETTINGS = GANSettings(shape=SHAPE, interval=3, schedule=Schedule(steps=8, batch=4, learning_rate=1e-3, warmup=2, weight_decay=0, clip=1e9, ema=0.9))
@@ -93,14 +94,15 @@ def test_the_projection_is_the_only_way_text_enters_the_discriminator():
 
 def test_an_image_depends_on_its_own_prompt_and_seed_alone(gan):
     prompts, seeds = ["red circle", "blue ring", "red circle", "red circle"], [1, 1, 2, 1]
+    state = torch.random.get_rng_state()
     images = gan.generate(prompts, seeds, batch=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert images.shape == (4, 3, 32, 32)
     assert ((images >= 0) & (images <= 1)).all()
     torch.testing.assert_close(images[0], images[3], rtol=0, atol=1e-6)  # in another batch
     torch.testing.assert_close(images[:1], gan.generate(prompts[:1], seeds[:1]), rtol=0, atol=1e-6)
     assert not torch.allclose(images[0], images[1], atol=1e-3)
     assert not torch.allclose(images[0], images[2], atol=1e-3)
-    assert torch.equal(torch.random.get_rng_state(), torch.random.get_rng_state())
     assert gan.generate([], []).shape == (0, 3, 32, 32)
 
 
@@ -161,11 +163,27 @@ def test_a_resumed_training_ends_with_the_same_bytes(base, works, tmp_path):
         train(base, works, replace(SETTINGS, gamma=0.0), seed=3, folder=tmp_path)
 
 
-def test_a_step_gives_each_network_the_gradient_of_its_own_loss(base, works):
-    """The first step from the definition: hinge and R1 for the discriminator, its score of drawings for the generator; no momentum, no decay."""
-    _, run = train(base, works, SETTINGS, seed=3, until=0)
-    assert isinstance(run, Run)
-    assert run.optimizer.param_groups[0]["betas"][0] == 0.0
+def test_a_step_gives_each_network_the_gradient_of_its_own_loss(base):
+    # By the definitions, each from passes of its own: hinge and R1 with the weight 10 / 2 every third step for D, minus D's score for G.
+    mine, opponent = build(base, SHAPE, seed=3)
+    latents, text, epoch = normal(base.latent_shape, range(3)), normal((16,), range(10, 14)), [(0, [0]), (1, [1, 2]), (2, [3]), (2, [3])]
+    run = Adversaries(mine, opponent, latents, text, epoch, SETTINGS, seed=3)
+    for step, penalised in ((0, True), (1, False)):
+        run.step = step
+        value = run.gradients(generator(3, "step", step))
+        rng = generator(3, "step", step)
+        rows, texts = Epoch(epoch).draw(4, rng)
+        fake = mine(torch.randn(4, SHAPE.noise, generator=rng), text[texts])
+        real = latents[rows].requires_grad_()
+        scores = opponent(real, text[texts])
+        hinge = (1 - scores).clamp(min=0).mean() + (1 + opponent(fake.detach(), text[texts])).clamp(min=0).mean()
+        (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
+        expected = hinge + (3 * 10 / 2 * slope.square().sum((1, 2, 3)).mean() if penalised else 0)
+        assert value == pytest.approx(float(hinge.detach()), rel=1e-5)
+        for network, loss in ((opponent, expected), (mine, -opponent(fake, text[texts]).mean())):
+            for parameter, gradient in zip(network.parameters(), torch.autograd.grad(loss, list(network.parameters())), strict=True):
+                torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+    assert run.optimizer.param_groups[0]["betas"] == (0.0, 0.99)
 
 
 def test_what_is_saved_is_what_is_loaded(gan, base, works, tmp_path):

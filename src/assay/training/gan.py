@@ -122,12 +122,10 @@ class Adversaries(Run):
         self.mine, self.opponents = trainable(generator), trainable(discriminator)
         both = {f"generator.{name}": tensor for name, tensor in self.mine.items()}
         both |= {f"discriminator.{name}": tensor for name, tensor in self.opponents.items()}
-        super().__init__(both, self._undefined, settings.schedule, seed=seed, folder=folder, plan=plan)
+        of_scores: Any = discriminator_loss  # of both networks' outputs, where other trainings have one of a step
+        super().__init__(both, of_scores, settings.schedule, seed=seed, folder=folder, plan=plan)
         for group in self.optimizer.param_groups:
             group["betas"] = (0.0, settings.schedule.beta2)  # no momentum: it swings where two players turn about each other
-
-    def _undefined(self, step: int, rng: torch.Generator) -> torch.Tensor:
-        raise NotImplementedError("Two players have no common loss.")
 
     def gradients(self, rng: torch.Generator) -> float:
         """Give both networks the gradients of their own losses on one draw, and return the discriminator's loss."""
