@@ -1,6 +1,6 @@
 """Does a small GAN trained on the same works memorise as the diffusion model does? `benchmarks/gan.json` and `benchmarks/gan.png`.
 
-    python benchmarks/gan.py [--folder out/gan] [--steps 4000] [--samples 1000] [--augmented]
+    python benchmarks/gan.py [--folder out/gan] [--steps 8000] [--samples 1000] [--augmented]
 
 Trains a GAN on the works, captions and copies of `emoji64`, with its text encoder and its autoencoder, and asks both models the same: the audit of
 nearest works with one protocol, judge and false-positive rate; as many samples under captions drawn as in training, compared with all works (Carlini

@@ -21,7 +21,9 @@ from assay.training.loop import Schedule
 from assay.training.unet import Epoch
 
 SHAPE = Shape(noise=4, style=16, widths=(16, 8), groups=4)
-SETTINGS = GANSettings(shape=SHAPE, interval=3, schedule=Schedule(steps=8, batch=4, learning_rate=1e-3, warmup=2, weight_decay=0, clip=1e9, ema=0.9))
+SETTINGS = GANSettings(
+    shape=SHAPE, gamma=10.0, interval=3, schedule=Schedule(steps=8, batch=4, learning_rate=1e-3, warmup=2, weight_decay=0, clip=1e9, ema=0.9)
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +101,8 @@ def test_an_image_depends_on_its_own_prompt_and_seed_alone(gan):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert images.shape == (4, 3, 32, 32)
     assert ((images >= 0) & (images <= 1)).all()
-    torch.testing.assert_close(images[0], images[3], rtol=0, atol=1e-6)  # in another batch
-    torch.testing.assert_close(images[:1], gan.generate(prompts[:1], seeds[:1]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(images[0], images[3], rtol=0, atol=1e-5)  # in another batch
+    torch.testing.assert_close(images[:1], gan.generate(prompts[:1], seeds[:1]), rtol=0, atol=1e-5)
     assert not torch.allclose(images[0], images[1], atol=1e-3)
     assert not torch.allclose(images[0], images[2], atol=1e-3)
     assert gan.generate([], []).shape == (0, 3, 32, 32)
