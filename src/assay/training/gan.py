@@ -41,13 +41,13 @@ class GANSettings:
 
     shape: Shape = Shape()
     """Sizes of both networks."""
-    gamma: float = 1.0
+    gamma: float = 0.5
     """R1's weight."""
-    interval: int = 8
+    interval: int = 4
     """Steps from one R1 penalty to the next; its gradient counts that many times."""
     augmented: bool = False
     """Whether the discriminator sees works and drawings shifted and cut (DiffAugment without colours)."""
-    schedule: Schedule = Schedule(steps=8000, batch=32, learning_rate=4e-4, warmup=100, decay=0.25, weight_decay=0.0, clip=1e9, ema=0.998)
+    schedule: Schedule = Schedule(steps=8000, batch=32, learning_rate=8e-4, warmup=100, decay=0.5, weight_decay=0.0, clip=1e9, ema=0.998)
     """How long and how fast to train."""
 
 
