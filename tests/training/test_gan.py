@@ -43,7 +43,7 @@ def gan(base):
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.lists(st.floats(-5, 5), min_size=1, max_size=8))
 def test_hinge_losses_are_their_definition(real, fake):
-    # Miyato et al. 2018, Eq. 16 and 17: -E min(0, D(x) - 1) - E min(0, -D(G) - 1), and -E D(G).
+    # Miyato et al. 2018: -E min(0, D(x) - 1) - E min(0, -D(G) - 1), and -E D(G).
     expected = -np.mean([min(0.0, x - 1) for x in real]) - np.mean([min(0.0, -x - 1) for x in fake])
     of_real, of_fake = torch.tensor(real, dtype=torch.float64), torch.tensor(fake, dtype=torch.float64)
     assert float(discriminator_loss(of_real, of_fake)) == pytest.approx(expected, abs=1e-12)
@@ -80,7 +80,7 @@ def test_r1_of_the_network_is_that_of_differences():
 
 
 def test_the_projection_is_the_only_way_text_enters_the_discriminator():
-    # Miyato and Koyama 2018, Eq. 3: without V, the score does not depend on the text; with it, it is affine in the embedding V y.
+    # Miyato and Koyama 2018: without V, the score does not depend on the text; with it, it is affine in the embedding V y.
     network = Discriminator(SHAPE, channels=2, side=4, text_width=3)
     x, text = normal((2, 4, 4), [1, 2]), normal((3,), [3, 4])
     with torch.no_grad():

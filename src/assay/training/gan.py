@@ -1,8 +1,8 @@
 """A small text-conditional GAN on the works, captions and exposures of a diffusion model, with its text encoder and its autoencoder.
 
-Goodfellow et al. 2014; hinge losses (Lim and Ye 2017; Miyato et al. 2018, Eq. 16 and 17); the zero-centred gradient penalty on works, R1 (Mescheder
-et al. 2018, Eq. 9), every few steps with so much more weight (Karras et al. 2020, App. B); averaged weights of the generator. Both networks step at
-once, from one draw of works, captions and noise.
+Goodfellow et al. 2014; hinge losses (Lim and Ye 2017; Miyato et al. 2018); the zero-centred gradient penalty on works, R1 (Mescheder et al. 2018),
+every few steps with so much more weight (Karras et al. 2020, lazy regularisation); averaged weights of the generator. Both networks step at once,
+from one draw of works, captions and noise.
 
 Generator and discriminator see latents: what differs from the diffusion model is how it learns and nothing before or behind that. `GAN` draws images
 from captions and seeds as a `Denoiser` does, in one pass and without guidance, so that an audit that only looks at images can be given either.

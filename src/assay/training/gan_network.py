@@ -2,7 +2,7 @@
 
 Generator: noise and a pooled text embedding become one style vector, which modulates residual blocks (Perez et al. 2018, FiLM; group normalisation
 instead of batch normalisation, so that an image depends on its own noise and text alone). Discriminator: residual blocks and the projection of Miyato
-and Koyama (2018, Eq. 3): D(x, y) = w . h(x) + (V y) . h(x), with the text embedding in the place of the class. Neither keeps state between steps.
+and Koyama (2018): D(x, y) = w . h(x) + (V y) . h(x), with the text embedding in the place of the class. Neither keeps state between steps.
 """
 
 from __future__ import annotations
