@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from assay.benches import references
+from assay.benches import gan, references
 from assay.errors import BadInput, Missing
 from assay.record import Metric, Picture, Record, Table, sha256_file, versions
 
@@ -24,6 +24,7 @@ QUESTIONS = {
     "digits": "In a world of hundreds of trainings: can members be told, and how well can anything predict what a training work does?",
     "duplicates": "Are near-duplicates found among a million works, how fast, and what do other packages find?",
     "emoji32": "In a pool of trainings on random halves of the emoji: do works that a model saw have lower losses under it?",
+    "gan": gan.QUESTION,
 }
 """Chapter -> what it asks."""
 
@@ -36,6 +37,7 @@ def scripts(folder: Path) -> dict[str, list[str]]:
         "digits": ["digits.py", "--folder", str(folder / "digits")],
         "duplicates": ["duplicates.py", "--folder", str(folder / "duplicates")],
         "emoji32": ["emoji32.py", str(folder / "emoji32")],
+        "gan": ["gan.py", "--folder", str(folder / "gan")],
     }
 
 
@@ -86,6 +88,7 @@ CAPTIONS = {
     "digits": "What a model of the digits pool draws, at two scales of guidance, above real digits.",
     "duplicates": "Works a second and recall, beside other packages.",
     "emoji32": "What one model of the emoji32 pool draws.",
+    "gan": gan.CAPTION,
 }
 
 
@@ -217,4 +220,10 @@ def _emoji32(figures: Figures) -> Record:
     )
 
 
-READERS: dict[str, Callable[[Figures], Record]] = {"references": references.read, "digits": _digits, "duplicates": _duplicates, "emoji32": _emoji32}
+READERS: dict[str, Callable[[Figures], Record]] = {
+    "references": references.read,
+    "digits": _digits,
+    "duplicates": _duplicates,
+    "emoji32": _emoji32,
+    "gan": gan.read,
+}

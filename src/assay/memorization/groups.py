@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from PIL import Image
 
 from assay.denoiser import Denoiser
 from assay.errors import BadInput, Unsupported
 from assay.noise import derive
+from assay.patched import standing
 from assay.record import Record, versions
 from assay.works import Works
 
@@ -28,7 +30,29 @@ class Audit(NamedTuple):
     """File name -> picture; first the clearest match."""
 
 
-def completed(record: Record, denoiser: Denoiser, works: Works, *, seed: int, started: float, passes: int, **digests: str) -> Record:
+class Sampler(Protocol):
+    """Whatever draws images from captions and seeds: all that an audit of images asks of a model. A `Denoiser` does, and a `GAN`."""
+
+    name: str
+    passes: int
+    """Images times passes of the network so far."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over everything that an image depends on."""
+        ...
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, batch: int, steps: int, guidance: float) -> torch.Tensor:
+        """Draw an image for each prompt and seed: in [0, 1], float32, (n, 3, h, w)."""
+        ...
+
+
+def state(model: Sampler) -> str:
+    """Return a digest of what a model's outputs depend on: of a denoiser as it stands, with patches and rules; of any other, which takes none."""
+    return standing(model) if isinstance(model, Denoiser) else model.digest
+
+
+def completed(record: Record, denoiser: Sampler, works: Works, *, seed: int, started: float, passes: int, **digests: str) -> Record:
     """Return the record with what every audit adds to it at the end.
 
     Args:

@@ -27,15 +27,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from assay.denoiser import Denoiser, to_pictures
+from assay.denoiser import to_pictures
 from assay.errors import Misconfigured
 from assay.evaluation.features import resized
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, choose, completed
+from assay.memorization.groups import Audit, Sampler, choose, completed, state
 from assay.memorization.looks import SIZE, compare, looks, strip
 from assay.memorization.testimony import witness
 from assay.noise import derive
-from assay.patched import standing
 from assay.record import digest_of, kept_tensors, write_atomically
 from assay.works import Works
 
@@ -96,7 +95,7 @@ def cost(works: Works, settings: Settings) -> dict[str, int]:
 
 
 def audit(
-    denoiser: Denoiser,
+    denoiser: Sampler,
     works: Works,
     settings: Settings = Settings(),
     *,
@@ -108,7 +107,7 @@ def audit(
     """Ask a model for works by their captions and say which it has memorised.
 
     Args:
-        denoiser: the model.
+        denoiser: the model; any that draws images from captions and seeds.
         works: with calibration works; canaries and holdout works where there are any.
         settings: see `Settings`.
         judge: gives the third measure.
@@ -130,8 +129,8 @@ def audit(
     ids, prompts = works.column("id"), [captions[0] for captions in works.column("captions")]
     own = np.repeat(asked, settings.images)
     seeds = [derive(seed, ids[index], number) for index in asked for number in range(settings.images)]
-    plan = digest_of([standing(denoiser), [prompts[index] for index in own], seeds, settings.steps, settings.guidance, settings.batch])
-    options = {"steps": settings.steps, "guidance": settings.guidance}
+    plan = digest_of([state(denoiser), [prompts[index] for index in own], seeds, settings.steps, settings.guidance, settings.batch])
+    options: dict[str, Any] = {"steps": settings.steps, "guidance": settings.guidance}
     originals = looks(np.ascontiguousarray(works.pixels(SIZE).transpose(0, 3, 1, 2)), judge)
     compared = []
     for first in range(0, len(own), settings.batch):

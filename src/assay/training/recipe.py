@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -16,6 +16,7 @@ from assay.errors import BadInput, Misconfigured, Missing
 from assay.noise import derive
 from assay.record import digest_of, write_atomically
 from assay.training.loop import Progress, Run, Schedule
+from assay.training.selection import shown
 from assay.training.unet import UNetSettings, build, exposures, train
 from assay.works import Works
 
@@ -103,36 +104,59 @@ class Recipe:
             Misconfigured: no work is left to train on.
         """
         seed = self.seed if seed is None else seed
-        seen = works.where(lambda row: row["split"] == "member" and row["copies"] > 0 and (keep is None or keep(row)))
-        if not len(seen):
-            raise Misconfigured("No works are left to train on.", "Let the filter keep some member works.")
-        pixels = torch.from_numpy(seen.pixels(denoiser.image_size)).permute(0, 3, 1, 2)
-        latents = torch.cat([denoiser.latents(pixels[start : start + 64].float() / 255) for start in range(0, len(pixels), 64)])
-        epoch = exposures(seen.column("captions"), seen.column("copies"))
-        texts = ["", *sorted({text for _, group in epoch for text in group} - {""})]
-        row = {text: index for index, text in enumerate(texts)}
-        states = denoiser.conditioning(texts).states.float()
+        seen = material(denoiser, works if keep is None else works.where(keep))
+        states = denoiser.conditioning(seen.texts).states.float()
         settings = self.unet if steps is None else replace(self.unet, schedule=replace(self.unet.schedule, steps=steps))
         scheduler: Any = DDPMScheduler.from_config(denoiser.pipeline.scheduler.config)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "unet"))
-            unet = build(settings, latent_channels=latents.shape[1], latent_size=latents.shape[2], text_width=states.shape[2])
+            unet = build(settings, latent_channels=seen.latents.shape[1], latent_size=seen.latents.shape[2], text_width=states.shape[2])
         torch.nn.Module.to(unet, denoiser.device)  # diffusers' own `to` is not typed for a device
         run = train(
             unet,
-            latents,
+            seen.latents,
             states,
-            [(work, [row[text] for text in group]) for work, group in epoch],
+            seen.epoch,
             settings,
             scheduler,
             seed=seed,
             folder=folder,
-            plan=digest_of([_without_steps(settings), seen.digest, tensor_digest(latents), tensor_digest(states), seed]),
+            plan=digest_of([_without_steps(settings), seen.works, tensor_digest(seen.latents), tensor_digest(states), seed]),
             until=until,
             progress=progress,
         )
         run.use_average()
         return unet, run
+
+
+class Material(NamedTuple):
+    """What a training is shown."""
+
+    works: str
+    """Digest of the works."""
+    latents: torch.Tensor
+    """Of the works: (works, c, h, w)."""
+    texts: list[str]
+    """Every caption once, after the empty prompt."""
+    epoch: list[tuple[int, list[int]]]
+    """Exposures: row of `latents`, rows of `texts` to draw from."""
+
+
+def material(denoiser: Denoiser, works: Works) -> Material:
+    """Encode the members with copies of a table, and list an epoch of them.
+
+    Raises:
+        Misconfigured: no work is left to train on.
+    """
+    seen = shown(works)
+    if not len(seen):
+        raise Misconfigured("No works are left to train on.", "Let the filter keep some member works.")
+    pixels = torch.from_numpy(seen.pixels(denoiser.image_size)).permute(0, 3, 1, 2)
+    latents = torch.cat([denoiser.latents(pixels[start : start + 64].float() / 255) for start in range(0, len(pixels), 64)])
+    epoch = exposures(seen.column("captions"), seen.column("copies"))
+    texts = ["", *sorted({text for _, group in epoch for text in group} - {""})]
+    row = {text: index for index, text in enumerate(texts)}
+    return Material(seen.digest, latents, texts, [(work, [row[text] for text in group]) for work, group in epoch])
 
 
 def untrained(base: Denoiser, settings: UNetSettings, *, side: int, name: str) -> Denoiser:

@@ -66,6 +66,27 @@ def exposures(captions: Sequence[Sequence[str]], copies: Sequence[int]) -> list[
     return epoch
 
 
+class Epoch:
+    """An epoch to draw from: every exposure equally often, and one of its captions.
+
+    Args:
+        exposures: (row of the works, rows of the texts to draw from) per exposure.
+    """
+
+    def __init__(self, exposures: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Flatten the lists."""
+        self.works = torch.tensor([row for row, _ in exposures])
+        self.choices = torch.tensor([len(texts) for _, texts in exposures])
+        self.first = torch.cumsum(self.choices, 0) - self.choices
+        self.texts = torch.tensor([row for _, texts in exposures for row in texts])
+
+    def draw(self, batch: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw rows of works and rows of texts: int64, (batch,) each."""
+        drawn = torch.randint(len(self.works), (batch,), generator=rng)
+        which = self.texts[self.first[drawn] + (torch.rand(batch, generator=rng) * self.choices[drawn]).long()]
+        return self.works[drawn], which
+
+
 def train(
     unet: UNet2DConditionModel,
     latents: torch.Tensor,
@@ -97,22 +118,18 @@ def train(
     """
     device = unet.device
     latents, text = latents.to(device), text.to(device)
-    work = torch.tensor([row for row, _ in epoch])
-    choices = torch.tensor([len(texts) for _, texts in epoch])
-    first = torch.cumsum(choices, 0) - choices
-    rows_of_text = torch.tensor([row for _, texts in epoch for row in texts])
+    shown = Epoch(epoch)
     alphas = scheduler.alphas_cumprod
     snr = alphas / (1 - alphas)
     weights = snr.clamp(settings.floor, settings.gamma) / snr if settings.gamma else torch.ones_like(snr)
     batch = settings.schedule.batch
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        drawn = torch.randint(len(work), (batch,), generator=rng)
-        which = rows_of_text[first[drawn] + (torch.rand(batch, generator=rng) * choices[drawn]).long()]
+        work, which = shown.draw(batch, rng)
         which = torch.where(torch.rand(batch, generator=rng) < settings.empty, torch.zeros_like(which), which)
         # Stratified over the batch: less variance than independent draws, the same expectation.
         t = ((torch.arange(batch) + torch.rand(batch, generator=rng)) / batch * len(alphas)).long().clamp(max=len(alphas) - 1)  # the sum can round up
-        clean = latents[work[drawn].to(device)]
+        clean = latents[work.to(device)]
         noise = torch.randn(clean.shape, generator=rng).to(device)
         scale = alphas[t][:, None, None, None].to(device)
         with autocast(settings.precision, device):
