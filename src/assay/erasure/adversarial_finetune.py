@@ -142,8 +142,7 @@ def erase(
         drawn = Noised.draw(denoiser, surrogates, settings.batch, rng)
         asked = [prompts[row] for row in drawn.rows]
         found = searched(student, clean[drawn.rows], asked, settings, generator(seed, "adversarial_finetune", step))
-        predicted = student.run(denoiser.predict, drawn.x_t, drawn.t, found, denoiser.view)
-        total = (predicted - drawn.added).square().mean() + student.losses(drawn, asked).mean()
+        total = student.losses(drawn, found).mean() + student.losses(drawn, asked).mean()
         drawn = Noised.draw(denoiser, kept[0], settings.batch, rng)
         return total + settings.retain * student.losses(drawn, [kept[1][row] for row in drawn.rows]).mean()
 
