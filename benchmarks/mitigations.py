@@ -62,6 +62,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """Method, and a word of one's own -> what differs from its preset."""
 MET: dict[str, Any] = {"steps": 150, "batch": 16, "learning_rate": 2e-4, "warmup": 10, "probability": 0.4, "noise": 0.5}
+MEETINGS: dict[str, dict[str, Any]] = {"none": {"rule": "tokens", "probability": 0.0}, **{rule: {"rule": rule} for rule in RULES}}
 DUPLICATES = 12
 """How the model meets canaries that it never saw."""
 TRIED: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -195,8 +196,7 @@ def tune(protocol: Protocol, works: Works, withheld: Works, others: Works, names
     """Print what settings do to works that no table has."""
     denoiser, started = protocol.denoiser, time.monotonic()
     trials = [(name, given, works) for name, given in TRIED if name in names]
-    trials += [("first_met", {"rule": rule}, withheld) for rule in RULES if "first_met" in names]
-    trials += [("first_met", {"rule": "tokens", "probability": 0.0}, withheld)] if "first_met" in names else []
+    trials += [("first_met", plan, withheld) for plan in MEETINGS.values() if "first_met" in names]
     print("none", rate(protocol.copies(works)[1]), protocol.elsewhere()["title"], flush=True)
     for name, given, tried in trials:
         make = first_met(denoiser, tried, others, given) if name == "first_met" else mitigated(denoiser, name, tried, others, given)
@@ -293,8 +293,7 @@ def main() -> None:
             rows[name], shown[name] = measured(name, plan, lambda name=name, plan=plan: mitigation(name, plan))
     rows["works never trained on, plain model"], _ = measured("absent", {}, absence)
     met: dict[str, Any] = {}
-    for rule_name in ("none", *RULES) if "first_met" in names else ():
-        plan = {"rule": "tokens", "probability": 0.0} if rule_name == "none" else {"rule": rule_name}
+    for rule_name, plan in MEETINGS.items() if "first_met" in names else ():
         met[rule_name], shown[f"met: {rule_name}"] = measured(f"first_met {rule_name}", MET | plan, lambda plan=plan: meeting(plan))
     about = {"duplicates": DUPLICATES, "works": cut, "among": len(preserved), "validation": withheld.column("id")[cut:]}
     (HERE / "mitigations.json").write_text(json.dumps(result | {"rows": rows, "first_met": about | {"rows": met}}, indent=1) + "\n")
