@@ -75,11 +75,13 @@ TRIED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("lower_magnitude", {"target": 2.0}),
     ("lower_magnitude", {"target": 4.0}),
     ("nemo", {"blocks": "all", "seeds": 6, "others": 60}),
-    ("nemo", {"blocks": "all", "seeds": 6, "others": 60, "top": 8}),
+    ("nemo", {"blocks": "all", "seeds": 6, "others": 60, "tau": 0.3}),
+    ("nemo", {"blocks": "all", "seeds": 6, "others": 60, "tau": 0.5}),
     ("wanda", {"sparsity": 0.01, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0}),
     ("wanda", {"sparsity": 0.03, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0}),
-    ("wanda", {"sparsity": 0.03, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0, "reference": "preserved"}),
     ("wanda", {"sparsity": 0.1, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0, "reference": "preserved"}),
+    ("wanda", {"sparsity": 0.6, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0}),
+    ("wanda", {"sparsity": 0.6, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0, "reference": "preserved"}),
     *(("caption_augmentation", {**caption_augmentation.PRESETS["small"], "rule": rule, "probability": 1.0, "noise": 1.0}) for rule in RULES),
 )
 """What `--tune` tries on the works for validation."""

@@ -88,7 +88,16 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "small": {"steps": 100, "learning_rate": 2e-4, "warmup": 10, "images": 48, "image_steps": 12, "image_guidance": 4.0},
+    "small": {
+        "probability": 0.5,
+        "noise": 1.0,
+        "steps": 60,
+        "learning_rate": 2e-4,
+        "warmup": 10,
+        "images": 32,
+        "image_steps": 12,
+        "image_guidance": 4.0,
+    },
 }
 PROBE: dict[str, Any] = {"steps": 2, "batch": 2, "images": 2, "image_steps": 2}
 """Settings that show in a second whether the method works on a model."""

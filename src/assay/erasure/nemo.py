@@ -22,7 +22,8 @@ the middle.
 
 Cost: `seeds` passes for every preserved prompt (at most `others`), and for every prompt at every threshold, layer and neuron tried. Known failure: it
 closes the way from the prompt and leaves the image in the model: a search of embeddings finds it again (Kowalczuk et al., arXiv 2507.16880).
-Where every prompt fixes its image, as in a small model, all prompts score high, and those that are memorised may lie below tau.
+Where every prompt fixes its image, as in a small model, all score high, memorised or not, and tau has to be given: of the built-in model's, prompts
+of works seen 64 times, once and never have 0.92-0.98, 0.90-0.97 and 0.73-0.96.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Settings:
     """How much of a neuron's weights is taken away; 0 changes nothing."""
 
 
-PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "small": {"blocks": "all", "seeds": 6, "others": 60}}
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "small": {"blocks": "all", "seeds": 6, "others": 60, "tau": 0.5}}
 PROBE: dict[str, Any] = {"theta": 1.5, "seeds": 2, "others": 4}
 """Settings that show in a second whether the method works on a model."""
 
