@@ -1,14 +1,17 @@
 """What keeps copies from coming out, at what cost elsewhere, and whether a search brings them back: `benchmarks/mitigations.json` and its picture.
 
-    python benchmarks/mitigations.py [--works 8] [--images 2] [--attacked 4] [--others 24] [--tune]
+    python benchmarks/mitigations.py [--works 8] [--images 2] [--attacked 4] [--others 24] [--rows nemo,wanda] [--tune]
 
 Works are the canaries trained on 64 times under one caption. The first four by id are for validation: `--tune` prints what settings do to them.
-All other numbers are of the rest, by the presets `small`.
+All other numbers are of the rest, by the presets `small`. Rows that were measured before are kept in `--out` and not measured again.
 
 An image is a copy where two of three measures exceed thresholds that are set on captions of calibration works, at a rate of 5 %
 (`memorization/copies.py`). Elsewhere is how many pairs of title and style, each trained on once, the judge still names. Then embeddings are searched
-on the mitigated model for each work (`attacks/hidden_or_removed.py`), and what is drawn from them is counted by the same rule; the last row searches
+on the mitigated model for each work (`attacks/hidden_or_removed.py`), and what is drawn from them is counted by the same rule; a last row searches
 the plain model for works it never saw, which says what such a search can spell out by itself.
+
+Caption augmentation is meant for the training that meets a work first. So the second table (`first_met`) trains the model on canaries that it never
+saw, `DUPLICATES` of each among other works, under every rule and under none, and counts copies as above; the last four by id are for validation.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from assay.attacks import hidden_or_removed
 from assay.attacks.target import Target
 from assay.concept import Concept, together
 from assay.denoiser import Denoiser, to_pictures
+from assay.erasure import caption_augmentation
 from assay.evaluation.intervals import wilson
 from assay.evaluation.thresholds import Joint
 from assay.judge import CrossJudge, JudgeLike
@@ -36,13 +40,31 @@ from assay.memorization.copies import calibrate, copied
 from assay.noise import derive, numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched
+from assay.record import digest_of
 from assay.reports.pictures import grid
+from assay.training.finetune import Student
 from assay.verbs.session import zoo
 from assay.works import Works
+from assay.works.splits import varied_captions
 
 HERE = Path(__file__).parent
 SEED, STEPS, GUIDANCE, VALIDATION = 20261127, 15, 4.0, 4
-METHODS = ("embedding_noise", "random_tokens", "lower_magnitude", "nemo", "adversarial_finetune")
+RULES = ("multiple", "noise", "random", "tokens", "words")
+ROWS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "embedding_noise": {},
+    "random_tokens": {},
+    "lower_magnitude": {},
+    "nemo": {},
+    "wanda": {},
+    "adversarial_finetune": {},
+    **{f"caption_augmentation {rule}": {"rule": rule} for rule in RULES},
+}
+"""Method, and a word of one's own -> what differs from its preset."""
+MET: dict[str, Any] = {"steps": 150, "batch": 16, "learning_rate": 2e-4, "warmup": 10, "probability": 0.4, "noise": 0.5}
+MEETINGS: dict[str, dict[str, Any]] = {"none": {"rule": "tokens", "probability": 0.0}, **{rule: {"rule": rule} for rule in RULES}}
+DUPLICATES = 12
+"""How the model meets canaries that it never saw."""
 TRIED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("embedding_noise", {"scale": 0.1}),
     ("embedding_noise", {"scale": 0.3}),
@@ -53,7 +75,14 @@ TRIED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("lower_magnitude", {"target": 2.0}),
     ("lower_magnitude", {"target": 4.0}),
     ("nemo", {"blocks": "all", "seeds": 6, "others": 60}),
-    ("nemo", {"blocks": "all", "seeds": 6, "others": 60, "top": 8}),
+    ("nemo", {"blocks": "all", "seeds": 6, "others": 60, "tau": 0.3}),
+    ("nemo", {"blocks": "all", "seeds": 6, "others": 60, "tau": 0.5}),
+    ("wanda", {"sparsity": 0.01, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0}),
+    ("wanda", {"sparsity": 0.03, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0}),
+    ("wanda", {"sparsity": 0.1, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0, "reference": "preserved"}),
+    ("wanda", {"sparsity": 0.6, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0}),
+    ("wanda", {"sparsity": 0.6, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0, "reference": "preserved"}),
+    *(("caption_augmentation", {**caption_augmentation.PRESETS["small"], "rule": rule, "probability": 1.0, "noise": 1.0}) for rule in RULES),
 )
 """What `--tune` tries on the works for validation."""
 
@@ -77,6 +106,11 @@ def canaries(works: Works, dose: int) -> Works:
     """Return the canaries of one caption and so many copies, by id."""
     wanted = works.where(lambda row: dict(row["attributes"] or []).get("canary") == "one" and dict(row["attributes"])["dose"] == str(dose))
     return wanted.take(sorted(range(len(wanted)), key=lambda row: wanted.column("id")[row]))
+
+
+def retold(works: Works) -> list[list[str]]:
+    """Return 20 captions of every work, the first its own."""
+    return [varied_captions(work, 20, SEED) for work in works]
 
 
 def rate(hits: np.ndarray) -> dict[str, Any]:
@@ -141,11 +175,37 @@ class Protocol:
         return figures | {"found_again": rate(np.asarray(attempts.any(1))), "losses": losses}, shown
 
 
-def mitigated(denoiser: Denoiser, name: str, works: Works, others: Works, given: dict[str, Any] | None = None) -> Patch:
-    """Make a patch for memorised captions; the preset is `small` unless settings are given."""
+def mitigated(denoiser: Denoiser, name: str, works: Works, others: Works, given: dict[str, Any]) -> Patch:
+    """Make a patch for memorised captions; caption augmentation knows more captions of each work."""
     method = import_module(f"assay.erasure.{name}")
-    concept = together([Concept(caption, "work", preserve=tuple(captions(others))) for caption in captions(works)])
-    return method.erase(denoiser, concept, method.Settings(**(method.PRESETS["small"] if given is None else given)), seed=SEED)
+    members = retold(works) if name == "caption_augmentation" else [[]] * len(works)
+    kept = tuple(captions(others))
+    concept = together([Concept(caption, "work", members=tuple(more), preserve=kept) for caption, more in zip(captions(works), members, strict=True)])
+    return method.erase(denoiser, concept, method.Settings(**given), seed=SEED)
+
+
+def first_met(denoiser: Denoiser, works: Works, others: Works, given: dict[str, Any]) -> Patch:
+    """Train on works that the model never saw, several duplicates of each among others."""
+    settings = caption_augmentation.Settings(**MET | given)
+    latents = [denoiser.latents(torch.from_numpy(pixels(table)) / 255) for table in (works, others)]
+    told = [more for more in retold(works) for _ in range(DUPLICATES)] + others.column("captions")
+    student = Student(denoiser, caption_augmentation.check(denoiser, settings))
+    met = torch.cat([latents[0].repeat_interleave(DUPLICATES, 0), latents[1]])
+    return caption_augmentation.train(student, met, told, settings, concept=Concept("canaries"), seed=SEED)
+
+
+def tune(protocol: Protocol, works: Works, withheld: Works, others: Works, names: Sequence[str]) -> None:
+    """Print what settings do to works that no table has."""
+    denoiser, started = protocol.denoiser, time.monotonic()
+    trials = [(name, given, works) for name, given in TRIED if name in names]
+    trials += [("first_met", plan, withheld) for plan in MEETINGS.values() if "first_met" in names]
+    print("none", rate(protocol.copies(works)[1]), protocol.elsewhere()["title"], flush=True)
+    for name, given, tried in trials:
+        make = first_met(denoiser, tried, others, given) if name == "first_met" else mitigated(denoiser, name, tried, others, given)
+        changed = sum(float((patch_change != 0).float().mean()) for patch_change in make.tensors.values()) / max(1, len(make.tensors))
+        with Patched(denoiser, [(make, 1.0)]):
+            copies, kept = rate(protocol.copies(tried)[1]), protocol.elsewhere()["title"]
+        print(round(time.monotonic() - started), name, given, round(changed, 4), copies, kept, flush=True)
 
 
 def main() -> None:
@@ -153,9 +213,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, number in (("works", 8), ("images", 2), ("attacked", 4), ("others", 24), ("calibration", 100)):
         parser.add_argument(f"--{name}", type=int, default=number)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--rows", default=",".join([*ROWS, "first_met"]), help="those to measure, by their first word")
+    parser.add_argument("--out", type=Path, default=Path("out/mitigations"))
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
+    names = {row.split()[0] for row in options.rows.split(",")}
     denoiser, works, judge = assay.load("emoji64"), assay.builtin_works(), CrossJudge.load(zoo("judge"))
 
     def split(name: str, count: int, copies: int) -> Works:
@@ -171,14 +233,9 @@ def main() -> None:
     preserved, others = members.take(list(range(60))), members.take(list(range(60, len(members))))
     memorised, withheld = canaries(works, 64), canaries(works, 0)
     protocol = Protocol(denoiser, judge, rule, others, options.images)
+    cut = len(withheld) - VALIDATION
     if options.tune:
-        tried = memorised.take(list(range(VALIDATION)))
-        print("none", rate(protocol.copies(tried)[1]), protocol.elsewhere()["title"], flush=True)
-        for name, given in TRIED:
-            patch = mitigated(denoiser, name, tried, preserved, given)
-            cut = sum(int((patch.tensors[f"delta/{tensor}"].abs().sum(1) > 0).sum()) for tensor in patch.names)
-            with Patched(denoiser, [(patch, 1.0)]):
-                print(name, given, cut, rate(protocol.copies(tried)[1]), protocol.elsewhere()["title"], flush=True)
+        tune(protocol, memorised.take(list(range(VALIDATION))), withheld.take(list(range(cut, len(withheld)))), preserved, sorted(names))
         return
     judged = memorised.take(list(range(VALIDATION, min(len(memorised), VALIDATION + options.works))))
     settings = hidden_or_removed.Settings(**hidden_or_removed.PRESETS["small"])
@@ -190,35 +247,71 @@ def main() -> None:
         "validation": memorised.column("id")[:VALIDATION],
         "rule": {"rate": 0.05, "achieved": rule.achieved, "calibration_works": rule.n, "agreement": rule.least},
         "search": vars(settings),
-        "rows": {},
     }
-    pictures = []
-    names = ("none", *options.methods.split(","))
-    for name in names:
+    numbers = [options.works, options.images, options.attacked, options.others]
+    header = digest_of([result, numbers])
+
+    def measured(name: str, plan: dict[str, Any], measure: Callable[[], tuple[dict[str, Any], np.ndarray]]) -> tuple[dict[str, Any], np.ndarray]:
+        """Return a row and its images, measured now or before by the same plan."""
+        file, key = options.out / f"{name}.npz", digest_of([header, name, plan])
+        if file.exists():
+            with np.load(file) as kept:
+                if str(kept["key"]) == key:
+                    return json.loads(str(kept["row"])), kept["shown"]
         started = time.monotonic()
-        stack = [] if name == "none" else [(mitigated(denoiser, name, judged, preserved), 1.0)]
-        making = time.monotonic() - started
+        row, shown = measure()
+        options.out.mkdir(parents=True, exist_ok=True)
+        np.savez(file, key=key, row=json.dumps(row), shown=shown)
+        print(name, round(time.monotonic() - started), json.dumps(row), flush=True)
+        return row, shown
+
+    def mitigation(name: str, plan: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+        started = time.monotonic()
+        stack = [] if name == "none" else [(mitigated(denoiser, name.split()[0], judged, preserved, plan), 1.0)]
+        making = round(time.monotonic() - started, 1)
         with Patched(denoiser, stack):
             row, shown = protocol.row(judged, options.attacked, settings)
-        result["rows"][name] = row | {"seconds_to_make": round(making, 1), "settings": stack[0][0].manifest.settings if stack else {}}
-        pictures.append(shown)
-        (HERE / "mitigations.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(name, round(time.monotonic() - started), json.dumps(result["rows"][name]), flush=True)
-    absent = withheld.take(list(range(options.attacked)))
-    _, again, losses = protocol.searched(absent, settings)
-    result["rows"]["works never trained on, plain model"] = {
-        "copies": rate(protocol.copies(absent)[1]),
-        "found_again": rate(np.asarray(again.reshape(options.attacked, -1).any(1))),
-        "losses": losses,
-    }
-    columns = [f"{name}: {what}" for name in names for what in ("caption", "search")]
-    cells = [
-        [works_picture, *to_pictures(torch.from_numpy(np.concatenate([shown[place] for shown in pictures])) / 255)]
-        for place, works_picture in ((place, judged.image(place).resize((64, 64))) for place in range(options.attacked))
-    ]
-    grid(cells, captions(judged)[: options.attacked], ["the work", *columns], scale=1).save(HERE / "mitigations.png", optimize=True)
-    (HERE / "mitigations.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+        return row | {"seconds_to_make": making, "settings": stack[0][0].manifest.settings if stack else {}}, shown
+
+    def meeting(plan: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+        with Patched(denoiser, [(first_met(denoiser, withheld.take(list(range(cut))), preserved, plan), 1.0)]):
+            made, hits = protocol.copies(withheld.take(list(range(cut))))
+            elsewhere = protocol.elsewhere()
+        figures = {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(cut, -1).any(1))), "elsewhere": elsewhere}
+        return figures | {"settings": MET | plan}, made[:: options.images][: options.attacked, None]
+
+    def absence() -> tuple[dict[str, Any], np.ndarray]:
+        absent = withheld.take(list(range(options.attacked)))
+        found, again, losses = protocol.searched(absent, settings)
+        figures = {"copies": rate(protocol.copies(absent)[1]), "found_again": rate(np.asarray(again.reshape(options.attacked, -1).any(1)))}
+        return figures | {"losses": losses}, found
+
+    shown: dict[str, np.ndarray] = {}
+    rows: dict[str, Any] = {}
+    for name, given in ROWS.items():
+        method = name.split()[0]
+        plan = {} if name == "none" else import_module(f"assay.erasure.{method}").PRESETS["small"] | given
+        if method in names:
+            rows[name], shown[name] = measured(name, plan, lambda name=name, plan=plan: mitigation(name, plan))
+    rows["works never trained on, plain model"], _ = measured("absent", {}, absence)
+    met: dict[str, Any] = {}
+    for rule_name, plan in MEETINGS.items() if "first_met" in names else ():
+        met[rule_name], shown[f"met: {rule_name}"] = measured(f"first_met {rule_name}", MET | plan, lambda plan=plan: meeting(plan))
+    about = {"duplicates": DUPLICATES, "works": cut, "among": len(preserved), "validation": withheld.column("id")[cut:]}
+    (HERE / "mitigations.json").write_text(json.dumps(result | {"rows": rows, "first_met": about | {"rows": met}}, indent=1) + "\n")
+
+    def picture(names: Sequence[str], works: Works, each: Sequence[str]) -> None:
+        columns = [f"{name}: {what}" if what else name for name in names for what in each]
+        cells = [
+            [works.image(place).resize((64, 64)), *to_pictures(torch.from_numpy(np.concatenate([shown[name][place] for name in names])) / 255)]
+            for place in range(options.attacked)
+        ]
+        file = "mitigations.png" if len(each) > 1 else "mitigations-first-met.png"
+        grid(cells, captions(works)[: options.attacked], ["the work", *columns], scale=1).save(HERE / file, optimize=True)
+
+    picture([name for name in rows if name in shown], judged, ("caption", "search"))
+    if met:
+        picture([f"met: {name}" for name in met], withheld, ("",))
 
 
 if __name__ == "__main__":

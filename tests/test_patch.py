@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -568,3 +569,19 @@ def test_what_no_lora_file_can_hold(tmp_path: Path):
         with pytest.raises(Unsupported):
             export_lora(patch, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rule_takes_the_numbers_of_a_methods_settings():
+    """Numbers in their order as floats; words, lists and switches are the method's own; settings stay whole in the manifest."""
+
+    @dataclass(frozen=True)
+    class Settings:
+        prompts: tuple[str, ...] = ("cat",)
+        scale: float = 2.5
+        toward: bool = True
+        warmup: int = 3
+
+    made = Patch.by_rule("sega", Settings(), "erase cats", [("cat", 0.5)])
+    assert made.rules == (Rule("sega", (("cat", 0.5),), (("scale", 2.5), ("warmup", 3.0))),)
+    assert made.manifest.settings == {"prompts": ("cat",), "scale": 2.5, "toward": True, "warmup": 3}
+    assert (made.manifest.method, made.manifest.made_for, made.tensors) == ("sega", "erase cats", {})

@@ -35,7 +35,7 @@ class Concept:
         name: the concept in words; for an object family several titles may be given in `members`.
         kind: style, object, work (a whole caption) or free (the name is the prompt).
         anchor: what takes its place; empty means the empty prompt.
-        members: titles of an object family; empty means the name alone.
+        members: titles of an object family, or captions of one work; empty means the name alone.
         preserve: concepts of the same kind that must stay.
         subjects: subjects that a style is put on.
         styles: styles that an object is put in.

@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +27,9 @@ from assay.denoiser import tensor_digest
 from assay.errors import BadInput, Mismatch, Missing, Unsupported
 from assay.guidance import Rule
 from assay.record import write_atomically
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = "assay/patch/1"
 PARTS = {"delta": ("",), "low_rank": ("/up", "/down"), "set": ("",), "set8": ("/values", "/scale"), "rows": ("/index", "/values")}
@@ -72,6 +75,20 @@ class Patch:
     manifest: Manifest
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
+
+    @classmethod
+    def by_rule(cls, method: str, settings: DataclassInstance, made_for: str, prompts: Sequence[tuple[str, float]] = ()) -> Patch:
+        """Return the patch that changes no weight and samples by the rule of the method's name.
+
+        Args:
+            method: name of the method and of its rule.
+            settings: of the method; those that are numbers are the rule's.
+            made_for: what it does, in words.
+            prompts: of the rule, with their weights.
+        """
+        given = asdict(settings)
+        numbers = {name: float(value) for name, value in given.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+        return cls(Manifest(method=method, settings=given, made_for=made_for), rules=(Rule(method, tuple(prompts), tuple(numbers.items())),))
 
     @property
     def names(self) -> list[str]:

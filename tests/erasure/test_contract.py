@@ -39,7 +39,12 @@ METHODS = {
         {"steps": 1, "batch": 1, "images": 1, "image_steps": 2, "attack_steps": 1, "learning_rate": 1e-2, "group": "cross-attention"},
         "cross_attention",
     ),
-    "nemo": ({"theta": 1.5, "seeds": 2, "others": 4, "tau": -2.0, "blocks": "all"}, "cross_attention.kv"),
+    "caption_augmentation": (
+        {"steps": 1, "batch": 2, "images": 2, "image_steps": 2, "learning_rate": 1e-2, "warmup": 0, "group": "cross-attention"},
+        "cross_attention",
+    ),
+    "nemo": ({"theta": 1000.0, "theta_least": 1000.0, "top": 1, "seeds": 2, "others": 4, "tau": -2.0, "blocks": "all"}, "cross_attention.kv"),
+    "wanda": ({"sparsity": 0.1, "joined": 1, "image_steps": 2}, "not_cross_attention"),
     "embedding_noise": ({}, None),
     "random_tokens": ({"probability": 1.0, "inserted": 0}, None),
     "lower_magnitude": ({"target": 0.0}, None),
@@ -49,6 +54,8 @@ METHODS = {
     "fair_diffusion": ({"warmup": 0}, None),
 }
 """Method -> settings that are quick, and the group that it declares; none for methods that sample by a rule."""
+PARTS = {"nemo": ".to_v.", "wanda": ".ff.net.2."}
+"""Methods that change a part of their group -> what its names have in them."""
 MADE_FOR = ("erase twemoji", "debias twemoji", "balance twemoji style, noto style", "keep copies from coming out")
 
 
@@ -76,8 +83,8 @@ def test_is_deterministic_and_declares_what_it_does(denoiser, method):
     assert digests(denoiser) == before
     assert [tensor.requires_grad for tensor in denoiser.weights().values()] == gradients
     declared = denoiser.group(group) if group else {}
-    if module.__name__.endswith(".nemo"):
-        declared = {name: weight for name, weight in declared.items() if ".to_v." in name}
+    part = PARTS.get(module.__name__.rpartition(".")[2], "")
+    declared = {name: weight for name, weight in declared.items() if part in name}
     low_rank = any(key.startswith("low_rank/") for key in patch.tensors)
     assert set(patch.names) == {name for name, weight in declared.items() if weight.ndim == 2 or not low_rank}
     assert len(patch.rules) == (0 if group else 1)

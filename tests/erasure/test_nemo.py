@@ -25,9 +25,10 @@ def test_excitement_in_closed_form():
     usual = {"layer": torch.tensor([[1.0, -2.0], [2.0, 0.0], [3.0, 2.0]])}
     z = nemo.excitement(usual, {"layer": torch.tensor([[7.0, -3.0]])})["layer"]
     assert z.tolist() == [5.0, 1.5]
-    assert nemo.chosen({"layer": z}, 2.0, 0) == {"layer": {0}}
-    assert nemo.chosen({"layer": z}, 9.0, 1) == {"layer": {0}}
-    assert nemo.chosen({"layer": z}, 1.0, 0) == {"layer": {0, 1}}
+    active = {"layer": torch.tensor([0.1, 0.2])}  # the second is the more active, the first the more excited
+    assert nemo.chosen({"layer": z}, active, 2.0, 0) == {"layer": {0}}
+    assert nemo.chosen({"layer": z}, active, 9.0, 1) == {"layer": {1}}
+    assert nemo.chosen({"layer": z}, active, 1.0, 0) == {"layer": {0, 1}}
 
 
 def test_activations_are_those_of_the_network(denoiser):
@@ -60,11 +61,22 @@ def test_cut_neurons_are_silent_and_the_base_comes_back(denoiser):
     weights = nemo.check(denoiser, WORK, QUICK)
     gone = {name: (patch.change(name).abs().sum(1) > 0).nonzero().flatten() for name in patch.names}
     assert set(patch.names) == set(weights)
-    assert all(len(rows) for rows in gone.values())
+    assert any(len(rows) for rows in gone.values())
     with Patched(denoiser, [(patch, 1.0)]):
         active = nemo.activations(denoiser, nemo.check(denoiser, WORK, QUICK), ["anything", WORK.name])
         assert all((active[name][:, rows] == 0).all() for name, rows in gone.items())
     assert {name: tensor_digest(tensor) for name, tensor in denoiser.weights().items()} == before
+
+
+def test_differences_span_each_channel_and_pairs_are_all_compared(denoiser):
+    noise = normal(denoiser.latent_shape, [1, 2, 3])
+    found = nemo.differences(denoiser, WORK.name, noise)
+    assert (found.amin((2, 3)) == 0).all()
+    assert (found.amax((2, 3)) == 1).all()
+    pairs = {(a, b): float(nemo.ssim(found[[a]], found[[b]])) for a in range(3) for b in range(3) if a != b}
+    expected = [max(value for (a, _), value in pairs.items() if a == row) for row in range(3)]
+    assert nemo.alike(found).tolist() == pytest.approx(expected, abs=1e-5)
+    assert nemo.score(denoiser, WORK.name, noise) == pytest.approx(max(expected), abs=1e-5)
 
 
 def test_nothing_is_cut_of_a_prompt_that_is_not_memorised(denoiser):
@@ -72,20 +84,42 @@ def test_nothing_is_cut_of_a_prompt_that_is_not_memorised(denoiser):
     assert all(patch.change(name).abs().max() == 0 for name in patch.names)
 
 
-def test_what_the_search_keeps_suffices(denoiser):
-    """Between the score as it is and that without any neuron lies a tau that the search reaches, with fewer than all."""
-    weights = nemo.check(denoiser, WORK, QUICK)
-    noise = normal(denoiser.latent_shape, range(3))
-    plain = nemo.score(denoiser, WORK.name, noise)
-    with nemo.cut(weights, {name: set(range(len(weight))) for name, weight in weights.items()}):
-        least = nemo.score(denoiser, WORK.name, noise)
-    assert least < plain
-    tau = (plain + least) / 2
-    excited = {name: torch.arange(len(weight), 0, -1).float() + 10 for name, weight in weights.items()}  # all above any threshold
-    found = nemo.search(denoiser, weights, excited, WORK.name, noise, tau, QUICK)
-    with nemo.cut(weights, found):
-        assert nemo.score(denoiser, WORK.name, noise) < tau
-    assert 0 < sum(map(len, found.values())) < sum(map(len, weights.values()))
+def guilty(culprits, tried):
+    """Return a similarity that falls by 0.4 with each of two neurons, and by a little with every other of layer b."""
+
+    def similarity(neurons):
+        tried.append({name: set(rows) for name, rows in neurons.items()})
+        fallen = sum(row in neurons[name] for name, row in culprits)
+        return 1 - 0.4 * fallen - 0.001 * len(neurons["b"])
+
+    return similarity
+
+
+@pytest.mark.parametrize(("culprits", "rounds"), [([("a", 3), ("b", 1)], 3), ([("a", 3), ("a", 0)], 1)])
+def test_the_search_keeps_exactly_what_memorisation_needs(culprits, rounds):
+    """Alg. 3 and 4 by hand, tau 0.5: excitements of 5.5 and 4.6 are above the first and the third threshold."""
+    excited = {"a": torch.tensor([5.2, 0.0, 0.0, 5.5]), "b": torch.tensor([0.0, 4.6, 0.0])}
+    active = {"a": torch.tensor([0.0, 2.0, 1.0, 0.0]), "b": torch.tensor([2.0, 0.0, 1.0])}
+    tried = []
+    assert nemo.search(guilty(culprits, tried), excited, active, 0.5, nemo.Settings()) == {
+        layer: {row for name, row in culprits if name == layer} for layer in "ab"
+    }
+    assert tried[0] == {"a": {0, 3}, "b": set()}  # theta 5, k 0
+    if rounds == 3:
+        assert tried[1] == {"a": {0, 1, 3}, "b": {0}}  # theta 4.75 and the most active of each layer
+        assert tried[2] == {"a": {0, 1, 2, 3}, "b": {0, 1, 2}}  # theta 4.5 and the two most active
+    assert tried[rounds] == {"a": set(), "b": tried[rounds - 1]["b"]}  # the first layer is given back as a trial
+
+
+def test_where_the_lowest_threshold_does_not_suffice_what_it_reached_is_the_bound():
+    """Cutting neuron 1 brings back similarity: it goes, as the rest falls below what was reached; nothing else does."""
+    excited = {"a": torch.tensor([6.0, 6.0])}
+    settings = nemo.Settings(theta=5.0, theta_least=5.0)
+
+    def similarity(neurons):
+        return 1 - 0.2 * (0 in neurons["a"]) + 0.1 * (1 in neurons["a"])
+
+    assert nemo.search(similarity, excited, excited, 0.5, settings) == {"a": {0}}
 
 
 def test_blocks_can_be_all(denoiser):

@@ -12,9 +12,10 @@ from several starts: attempt 0 from the prompt's own embedding, the others from 
 model never memorised needs ten times as many (paper: 50 against more than 500). So with few steps success says that the work, or what the judge sees
 of it, is still in the model and only the way to it was closed. That every start fails says that this search found no way.
 
-Faithful: what is searched, loss, optimiser, rate, steps, samples a step. Different: success is what the judge sees in fresh images, not the
-similarity to the work; the loss of the base under the plain prompt is measured beside, as what there is to regain; pooled embeddings of pipelines
-that have them stay those of the start. Where a sampling rule erases, the loss goes through the rule.
+Faithful: what is searched, loss, optimiser, rate, steps, samples a step. Different: starts but the first are encodings of random tokens, where the
+paper has Gaussian noise and other prompts; success is what the judge sees in fresh images, not the similarity to the work; the loss of the base under
+the plain prompt is measured beside, as what there is to regain; pooled embeddings of pipelines that have them stay those of the start. Where a
+sampling rule erases, the loss goes through the rule.
 
 Cost a prompt: `attempts` x `steps` x `samples` passes with gradient and 12 without; times 2 or more under a rule. Known failure: an embedding of all
 positions has thousands of numbers, so that with many steps it spells out a picture that the model never saw.

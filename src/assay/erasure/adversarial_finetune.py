@@ -11,8 +11,9 @@ by `attack_steps` steps of Adam against e,
 
 with z images of preserved prompts p: the surrogate is learnt under whatever draws the memorised image, and the ordinary loss holds the rest.
 
-Faithful: the search within the training, surrogates, the ordinary loss, all weights of the UNet. Different: memorised images are the model's own
-(a memorised prompt draws a copy); a surrogate is what the model draws from the prompt with random tokens among its own.
+Faithful: the search within the training, surrogates, the ordinary loss, all weights of the UNet. Different: memorised images and those of the
+ordinary loss are the model's own (a memorised prompt draws a copy); a surrogate is what the model draws from the prompt with random tokens among its
+own, where the paper's comes from a pruned model; surrogates are taught to the prompt as it is too.
 
 Cost: `images` x `image_steps` x 6 passes; a step costs batch x (`attack_steps` + 3) with gradient. Known failure: where memorised prompts draw no
 copies, it teaches to forget what was never a copy; surrogates keep what the random tokens left, so that near-copies can stay.
@@ -142,8 +143,7 @@ def erase(
         drawn = Noised.draw(denoiser, surrogates, settings.batch, rng)
         asked = [prompts[row] for row in drawn.rows]
         found = searched(student, clean[drawn.rows], asked, settings, generator(seed, "adversarial_finetune", step))
-        predicted = student.run(denoiser.predict, drawn.x_t, drawn.t, found, denoiser.view)
-        total = (predicted - drawn.added).square().mean() + student.losses(drawn, asked).mean()
+        total = student.losses(drawn, found).mean() + student.losses(drawn, asked).mean()
         drawn = Noised.draw(denoiser, kept[0], settings.batch, rng)
         return total + settings.retain * student.losses(drawn, [kept[1][row] for row in drawn.rows]).mean()
 

@@ -14,15 +14,14 @@ not; who samples without the rule has the whole model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
-from assay.guidance import Rule
-from assay.patch import Manifest, Patch
+from assay.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,7 @@ def erase(
     check(settings)
     if progress:
         progress(1, 1, {})
-    about = Manifest(method="embedding_noise", settings=asdict(settings), made_for="keep copies from coming out")
-    numbers = {name: float(value) for name, value in asdict(settings).items()}
-    return Patch(about, rules=(Rule("embedding_noise", settings=tuple(numbers.items())),))
+    return Patch.by_rule("embedding_noise", settings, "keep copies from coming out")
 
 
 def check(settings: Settings) -> None:

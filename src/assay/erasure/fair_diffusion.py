@@ -22,15 +22,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
-from assay.guidance import Rule
-from assay.patch import Manifest, Patch
+from assay.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,9 @@ def erase(
         Misconfigured: a setting is out of range, or there are not two attributes.
     """
     attributes = check(concept, settings)
-    names = ("scale", "threshold", "warmup", "momentum", "beta")
     if progress:
         progress(1, 1, {})
-    about = Manifest(method="fair_diffusion", settings=asdict(settings), made_for=f"balance {', '.join(name for name, _ in attributes)}")
-    return Patch(about, rules=(Rule("fair_diffusion", attributes, tuple((name, float(getattr(settings, name))) for name in names)),))
+    return Patch.by_rule("fair_diffusion", settings, f"balance {', '.join(name for name, _ in attributes)}", attributes)
 
 
 def check(concept: Concept, settings: Settings) -> tuple[tuple[str, float], ...]:

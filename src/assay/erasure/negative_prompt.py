@@ -16,15 +16,14 @@ had it; whoever samples without the rule has the whole model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
-from assay.guidance import Rule
-from assay.patch import Manifest, Patch
+from assay.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,9 @@ def erase(
         Misconfigured: the strength is negative or infinite.
     """
     prompts = check(concept, settings)
-    rule = Rule("negative_prompt", tuple((prompt, 1 / len(prompts)) for prompt in prompts), (("strength", settings.strength),))
     if progress:
         progress(1, 1, {})
-    return Patch(Manifest(method="negative_prompt", settings=asdict(settings), made_for=f"erase {concept.name}"), rules=(rule,))
+    return Patch.by_rule("negative_prompt", settings, f"erase {concept.name}", [(prompt, 1 / len(prompts)) for prompt in prompts])
 
 
 def check(concept: Concept, settings: Settings) -> tuple[str, ...]:

@@ -16,15 +16,14 @@ words; who samples without the rule has the whole model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
-from assay.guidance import Rule
-from assay.patch import Manifest, Patch
+from assay.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,7 @@ def erase(
     check(settings)
     if progress:
         progress(1, 1, {})
-    about = Manifest(method="random_tokens", settings=asdict(settings), made_for="keep copies from coming out")
-    numbers = {name: float(value) for name, value in asdict(settings).items()}
-    return Patch(about, rules=(Rule("random_tokens", settings=tuple(numbers.items())),))
+    return Patch.by_rule("random_tokens", settings, "keep copies from coming out")
 
 
 def check(settings: Settings) -> None:

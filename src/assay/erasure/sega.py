@@ -22,15 +22,14 @@ threshold; whoever samples without the rule has the whole model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
-from assay.guidance import Rule
-from assay.patch import Manifest, Patch
+from assay.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,9 @@ def erase(
         Misconfigured: a setting is out of range, or there is no anchor to go toward.
     """
     directions = check(concept, settings)
-    names = ("scale", "threshold", "warmup", "momentum", "beta")
     if progress:
         progress(1, 1, {})
-    about = Manifest(method="sega", settings=asdict(settings), made_for=f"erase {concept.name}")
-    return Patch(about, rules=(Rule("sega", directions, tuple((name, float(getattr(settings, name))) for name in names)),))
+    return Patch.by_rule("sega", settings, f"erase {concept.name}", directions)
 
 
 def check(concept: Concept, settings: Settings) -> tuple[tuple[str, float], ...]:

@@ -25,15 +25,14 @@ a strong scale takes detail from images that never had the concept; whoever samp
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
-from assay.guidance import Rule
-from assay.patch import Manifest, Patch
+from assay.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,9 @@ def erase(
         Misconfigured: a setting is out of range.
     """
     prompts = check(concept, settings)
-    numbers = {name: float(value) for name, value in asdict(settings).items() if name != "prompts"}
     if progress:
         progress(1, 1, {})
-    about = Manifest(method="sld", settings=asdict(settings), made_for=f"erase {concept.name}")
-    return Patch(about, rules=(Rule("sld", tuple((prompt, 1.0) for prompt in prompts), tuple(numbers.items())),))
+    return Patch.by_rule("sld", settings, f"erase {concept.name}", [(prompt, 1.0) for prompt in prompts])
 
 
 def check(concept: Concept, settings: Settings) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from assay.concept import Concept
 from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import Misconfigured, Unsupported
+from assay.families.sd import Conditioning
 from assay.noise import derive, generator
 from assay.patch import Manifest, Patch
 from assay.patched import standing
@@ -78,9 +79,10 @@ class Student(torch.nn.Module):
         """Return what stands in for each weight, in its precision."""
         return {name: master.to(self.weights[name].dtype) for name, master in self.masters.items()}
 
-    def losses(self, noised: Noised, prompts: Sequence[str]) -> torch.Tensor:
-        """Return the denoising loss of every sample under its prompt, against the network's own target: (b,)."""
-        predicted = self.run(self.denoiser.predict, noised.x_t, noised.t, self.denoiser.conditioning(prompts), self.denoiser.view)
+    def losses(self, noised: Noised, prompts: Sequence[str] | Conditioning) -> torch.Tensor:
+        """Return the denoising loss of every sample under its prompt or conditioning, against the network's own target: (b,)."""
+        told = prompts if isinstance(prompts, Conditioning) else self.denoiser.conditioning(prompts)
+        predicted = self.run(self.denoiser.predict, noised.x_t, noised.t, told, self.denoiser.view)
         return (predicted - noised.added).square().mean((1, 2, 3))
 
     def changes(self, strength: float = 1.0) -> dict[str, torch.Tensor]:

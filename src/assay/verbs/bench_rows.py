@@ -20,7 +20,7 @@ from assay.record import write_atomically
 from assay.verbs.methods import method_row, table
 from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
 
-AGAINST_COPIES = ("adversarial_finetune", "embedding_noise", "lower_magnitude", "nemo", "random_tokens")
+AGAINST_COPIES = ("adversarial_finetune", "caption_augmentation", "embedding_noise", "lower_magnitude", "nemo", "random_tokens", "wanda")
 """Methods that keep copies of memorised works from coming out and leave every concept in: no rows here, `benchmarks/mitigations.py` measures them."""
 
 
