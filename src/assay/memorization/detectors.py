@@ -202,7 +202,8 @@ def audit(
     kept = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     scores = {name: tensor.numpy() for name, tensor in kept.items() if not name.startswith("picture.")}
     flags, _ = limits(scores, np.arange(len(groups[0].works)), settings.false_positive_rate)
-    order = np.lexsort((-scores["entropy_d"], -sum(scores[name] > limit for name, limit in flags.items())))
+    flagged = np.sum([scores[name] > limit for name, limit in flags.items()], axis=0)
+    order = np.lexsort((-scores["entropy_d"], -flagged))
     chosen = [int(row) for row in order if row >= len(groups[0].works)][: settings.matches]
     pictures: dict[str, Image.Image] = {}
     shown, lead = [], []
