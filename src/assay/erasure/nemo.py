@@ -261,7 +261,8 @@ def search(
         tau: what the similarity has to be below.
         settings: thresholds.
     """
-    bound, neurons = tau, {name: set() for name in excited}
+    bound = reached = tau
+    neurons: dict[str, set[int]] = {name: set() for name in excited}
     rounds = int((settings.theta - settings.theta_least) / settings.theta_step + 1e-9) + 1
     for number in range(rounds):
         neurons = chosen(excited, active, settings.theta - number * settings.theta_step, settings.top + number)

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import torch
 from PIL import Image
 
 from assay.denoiser import Denoiser
@@ -18,6 +17,7 @@ from assay.errors import BadInput, Unsupported
 from assay.noise import derive
 from assay.patched import standing
 from assay.record import Record, versions
+from assay.training.gan import GAN
 from assay.works import Works
 
 
@@ -30,21 +30,8 @@ class Audit(NamedTuple):
     """File name -> picture; first the clearest match."""
 
 
-class Sampler(Protocol):
-    """Whatever draws images from captions and seeds: all that an audit of images asks of a model. A `Denoiser` does, and a `GAN`."""
-
-    name: str
-    passes: int
-    """Images times passes of the network so far."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over everything that an image depends on."""
-        ...
-
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, batch: int, steps: int, guidance: float) -> torch.Tensor:
-        """Draw an image for each prompt and seed: in [0, 1], float32, (n, 3, h, w)."""
-        ...
+Sampler = Denoiser | GAN
+"""Whatever draws images from captions and seeds: all that an audit of images asks of a model."""
 
 
 def state(model: Sampler) -> str:

@@ -267,8 +267,8 @@ def build(base: Denoiser, shape: Shape, *, seed: int) -> tuple[Generator, Discri
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "gan"))
         generator, discriminator = Generator(shape, **sizes), Discriminator(shape, **sizes)
-    fast = torch.channels_last  # a fifth less time a step on CPUs
-    return generator.to(base.device, memory_format=fast), discriminator.to(base.device, memory_format=fast)
+    fast: dict[str, Any] = {"device": base.device, "memory_format": torch.channels_last}  # a fifth less time a step on CPUs
+    return generator.to(**fast), discriminator.to(**fast)
 
 
 def train(

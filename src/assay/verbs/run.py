@@ -81,7 +81,7 @@ def run(
         return _outcome(session, folder, key)
     _check_written(folder)
     seen = (job.first_look, job.describe_works, job.find_duplicates, job.memorised, job.erase_style, job.erase_object)
-    work = dict(zip(STAGES, (*seen, partial(attack_style, job), partial(attack_object, job), job.quality), strict=True))
+    work: dict[str, Any] = dict(zip(STAGES, (*seen, partial(attack_style, job), partial(attack_object, job), job.quality), strict=True))
     stages = [stage for stage in work if numbers.attacked or not stage.endswith("attacked")]
     title = f"What {session.denoiser.name} learned"
     for number, stage in enumerate(stages):
