@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -50,7 +51,7 @@ def write_report(folder: str | Path) -> Path:
         room -= picture["cost"]
     for place, curve in enumerate(_curves(report), 1):
         drawn = Curve.model_validate({key: value for key, value in curve.items() if key != "points"})
-        curve["svg"] = Markup(draw(drawn, f"figure-{place}"))
+        curve["svg"] = Markup(_drawn(drawn.model_dump_json(), f"figure-{place}"))
     report["linked"] = sum(picture["linked"] for picture, _ in _pictures(report))
     path = folder / REPORT
     write_atomically(path, TEMPLATES.get_template("report.html").render(report=report, quote=quote).encode())
@@ -112,19 +113,31 @@ def _pictures(report: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
 
 def _embed(folder: Path, file: str, sha256: str, most: int, room: int) -> dict[str, Any]:
     """Return how a picture is shown: as lossless data, or as a link where there is no room for it."""
-    image = decode(_intact(folder, file, sha256), name=file)
-    shown = image.copy()
-    shown.thumbnail((most, 4 * most), Image.Resampling.LANCZOS)
-    source = "data:image/webp;base64," + base64.b64encode(encode(shown)).decode()
+    source, full, shown = _encoded(_intact(folder, file, sha256), most, file)
     linked = len(source) > room
     return {
         "src": quote(file) if linked else source,
         "href": quote(file),
         "cost": 0 if linked else len(source),
         "linked": linked,
-        "width": image.width if linked else shown.width,
-        "height": image.height if linked else shown.height,
-        "full": image.width,
-        "tiny": max(image.size) <= TINY,
-        "enlarge": max(1, min(4, 384 // max(image.size))),
+        "width": full[0] if linked else shown[0],
+        "height": full[1] if linked else shown[1],
+        "full": full[0],
+        "tiny": max(full) <= TINY,
+        "enlarge": max(1, min(4, 384 // max(full))),
     }
+
+
+@lru_cache(maxsize=128)  # a run writes its report after every stage
+def _encoded(data: bytes, most: int, file: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    """Return a picture as a data address, with its own size and the size it is shown in."""
+    image = decode(data, name=file)
+    shown = image.copy()
+    shown.thumbnail((most, 4 * most), Image.Resampling.LANCZOS)
+    return "data:image/webp;base64," + base64.b64encode(encode(shown)).decode(), image.size, shown.size
+
+
+@lru_cache(maxsize=64)
+def _drawn(curve: str, name: str) -> str:
+    """Draw a curve, given as JSON."""
+    return draw(Curve.model_validate_json(curve), name)
