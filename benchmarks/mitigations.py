@@ -61,7 +61,7 @@ ROWS: dict[str, dict[str, Any]] = {
     **{f"caption_augmentation {rule}": {"rule": rule} for rule in RULES},
 }
 """Method, and a word of one's own -> what differs from its preset."""
-MET: dict[str, Any] = {"steps": 150, "batch": 16, "learning_rate": 2e-4, "warmup": 10, "probability": 0.4, "noise": 0.5}
+MET: dict[str, Any] = {"steps": 60, "batch": 16, "learning_rate": 2e-4, "warmup": 10, "probability": 0.4, "noise": 1.0}
 MEETINGS: dict[str, dict[str, Any]] = {"none": {"rule": "tokens", "probability": 0.0}, **{rule: {"rule": rule} for rule in RULES}}
 DUPLICATES = 12
 """How the model meets canaries that it never saw."""
@@ -237,6 +237,7 @@ def main() -> None:
     if options.tune:
         tune(protocol, memorised.take(list(range(VALIDATION))), withheld.take(list(range(cut, len(withheld)))), preserved, sorted(names))
         return
+    new = withheld.take(list(range(min(cut, options.works))))
     judged = memorised.take(list(range(VALIDATION, min(len(memorised), VALIDATION + options.works))))
     settings = hidden_or_removed.Settings(**hidden_or_removed.PRESETS["small"])
     result: dict[str, Any] = {
@@ -274,10 +275,10 @@ def main() -> None:
         return row | {"seconds_to_make": making, "settings": stack[0][0].manifest.settings if stack else {}}, shown
 
     def meeting(plan: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
-        with Patched(denoiser, [(first_met(denoiser, withheld.take(list(range(cut))), preserved, plan), 1.0)]):
-            made, hits = protocol.copies(withheld.take(list(range(cut))))
+        with Patched(denoiser, [(first_met(denoiser, new, preserved, plan), 1.0)]):
+            made, hits = protocol.copies(new)
             elsewhere = protocol.elsewhere()
-        figures = {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(cut, -1).any(1))), "elsewhere": elsewhere}
+        figures = {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(len(new), -1).any(1))), "elsewhere": elsewhere}
         return figures | {"settings": MET | plan}, made[:: options.images][: options.attacked, None]
 
     def absence() -> tuple[dict[str, Any], np.ndarray]:
@@ -297,7 +298,7 @@ def main() -> None:
     met: dict[str, Any] = {}
     for rule_name, plan in MEETINGS.items() if "first_met" in names else ():
         met[rule_name], shown[f"met: {rule_name}"] = measured(f"first_met {rule_name}", MET | plan, lambda plan=plan: meeting(plan))
-    about = {"duplicates": DUPLICATES, "works": cut, "among": len(preserved), "validation": withheld.column("id")[cut:]}
+    about = {"duplicates": DUPLICATES, "works": len(new), "among": len(preserved), "validation": withheld.column("id")[cut:]}
     (HERE / "mitigations.json").write_text(json.dumps(result | {"rows": rows, "first_met": about | {"rows": met}}, indent=1) + "\n")
 
     def picture(names: Sequence[str], works: Works, each: Sequence[str]) -> None:

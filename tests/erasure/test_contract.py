@@ -43,7 +43,7 @@ METHODS = {
         {"steps": 1, "batch": 2, "images": 2, "image_steps": 2, "learning_rate": 1e-2, "warmup": 0, "group": "cross-attention"},
         "cross_attention",
     ),
-    "nemo": ({"theta": 1000.0, "theta_least": 1000.0, "top": 1, "seeds": 2, "others": 4, "tau": -2.0, "blocks": "all"}, "cross_attention.kv"),
+    "nemo": ({"theta": 1.7, "theta_least": 1.7, "seeds": 2, "others": 4, "tau": -2.0, "blocks": "all"}, "cross_attention.kv"),
     "wanda": ({"sparsity": 0.1, "joined": 1, "image_steps": 2}, "not_cross_attention"),
     "embedding_noise": ({}, None),
     "random_tokens": ({"probability": 1.0, "inserted": 0}, None),

@@ -72,7 +72,7 @@ class Settings:
 
 
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "small": {"blocks": "all", "seeds": 6, "others": 60, "tau": 0.5}}
-PROBE: dict[str, Any] = {"theta": 1.5, "seeds": 2, "others": 4}
+PROBE: dict[str, Any] = {"theta": 3.0, "theta_least": 3.0, "seeds": 2, "others": 4}
 """Settings that show in a second whether the method works on a model."""
 
 
