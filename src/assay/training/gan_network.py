@@ -66,7 +66,7 @@ class Up(nn.Module):
     def __init__(self, inputs: int, outputs: int, style: int, groups: int, *, double: bool) -> None:
         """Make the layers."""
         super().__init__()
-        self.double = double
+        self.doubles = double
         self.first, self.second = Modulated(inputs, style, groups), Modulated(outputs, style, groups)
         self.into, self.back = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
@@ -74,7 +74,7 @@ class Up(nn.Module):
     def forward(self, x: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         """Map x (b, inputs, h, w) to (b, outputs, h or 2h, w or 2w)."""
         hidden, x = F.silu(self.first(x, style)), self.skip(x)
-        if self.double:
+        if self.doubles:
             hidden, x = (F.interpolate(maps, scale_factor=2.0, mode="nearest") for maps in (hidden, x))
         return x + self.back(F.silu(self.second(self.into(hidden), style)))
 
