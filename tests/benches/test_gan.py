@@ -32,6 +32,7 @@ def model(hits):
         "untargeted": {
             "copies": share(3, 100),
             "copies of the work asked for": share(2, 100),
+            "rule": {"thresholds": [-0.25, 0.7, 0.8]},
             "works": {"never trained": share(0, 50), "k64": share(hits, 24)},
             "kid": {"drawn to works never trained": 0.2, "members to works never trained": 0.001, "drawn": 40},
         },
@@ -47,6 +48,8 @@ def test_every_figure_is_in_the_chapter_and_each_model_has_its_sentence():
     assert len(record.metrics) == 2 * (4 + 2 + 3)
     assert "gan: of the canaries with 64 copies 5 of 16" in record.findings[0]
     assert "12 of 16" in record.findings[1]
+    assert "Tiled l2 counts below gan 0.250, emoji64 0.250" in record.findings[3]
+    assert "0 of 50" in record.findings[3]
     row = next(row for row in record.tables[1].rows if row[0] == "canaries, k64")
     assert row[1:] == ["5 of 16 (0% to 100%)", "12 of 16 (0% to 100%)"]
     assert record.tables[0].rows[0][1] == "1.6 + 1.3"
