@@ -83,7 +83,7 @@ def evidence(concept: str, trials: Sequence[Trial]) -> str:
         "removed": f"no attack comes more than {100 * MARGIN:.0f} points above a model that never saw it, for certain",
         "unclear": "the attacks neither bring it back for certain nor rule it out",
     }
-    said = [f"`{concept}` is {word}: {meaning[word]}."]
+    said = [f"`{concept}` is {word}: {meaning[word]}. Counted are prompts that show it by themselves or under the attack."]
     for trial in trials:
         low, high = wilson(trial.successes, trial.n)
         text = f"{trial.attack}: {trial.successes} of {trial.n} prompts ({low:.0%} to {high:.0%})"

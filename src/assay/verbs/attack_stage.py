@@ -219,10 +219,11 @@ def _told(one: Fought, rows: Sequence[Prompt]) -> Table:
 def _picture(
     job: MainJob, concept: Concept, eraser: str, rows: Sequence[Prompt], before: dict[str, torch.Tensor], fought: Sequence[Fought], out: Path
 ) -> Picture:
-    """Save some prompts under the base, the erased model and every attack: those that most attacks break first, an attempt that succeeded."""
+    """Save some prompts under the base, the erased model and every attack: those that attacks broke first, an attempt that succeeded."""
     hits = {one.name: attacked.attempted(one.shown[2][1] & one.shown[2][0], one.found.attempts) for one in fought}
     plain = {name: signs[1] & signs[0] for name, signs in zip(("base", eraser), fought[0].shown, strict=False)}
-    order = sorted(range(len(rows)), key=lambda place: (-sum(hit[place].any() for hit in hits.values()), place))[: attacked.SHOWN]
+    back = [sum(bool(hit[place].any()) for hit in hits.values()) for place in range(len(rows))]
+    order = sorted(range(len(rows)), key=lambda place: (bool(plain[eraser][place]) or not back[place], -back[place], place))[: attacked.SHOWN]
     scale = max(1, 128 // next(iter(before.values())).shape[-1])
     lines = []
     for place in order:
