@@ -29,7 +29,6 @@ from assay.errors import Mismatch
 from assay.evaluation.intervals import wilson
 from assay.evaluation.kid import floor, mmd2
 from assay.evaluation.similarity import cosine_pairs, hamming_pairs, tiled_l2_pairs
-from assay.evaluation.thresholds import Joint
 from assay.judge import CrossJudge
 from assay.memorization import membership, nearest
 from assay.memorization.copies import calibrate
@@ -125,12 +124,12 @@ def untargeted(sampled: Sampled, works: Works, judge: CrossJudge, samples: int) 
     hits = np.zeros((samples, len(works)), bool)
     for start in range(0, samples, 250):
         rows = slice(start, start + 250)
-        hits[rows] = flagged(
-            rule,
+        likeness = (
             -tiled_l2_pairs(made.pixels[rows], originals.pixels),
             1 - hamming_pairs(made.hashes[rows], originals.hashes),
             cosine_pairs(made.features[rows], originals.features),
         )
+        hits[rows] = rule.flags(np.stack(likeness, -1))
     found, once = hits.any(0), np.unique(asked)
     groups = {"never trained": never & (splits != "calibration")}
     groups |= {f"k{dose}": seen & (copies == dose) & (~ordinary if dose > 1 else True) for dose in sorted(set(copies[seen].tolist()))}
@@ -151,11 +150,6 @@ def untargeted(sampled: Sampled, works: Works, judge: CrossJudge, samples: int) 
             "works": len(fresh),
         },
     }
-
-
-def flagged(rule: Joint, *tables: np.ndarray) -> np.ndarray:
-    """Return which pairs exceed as many thresholds as the rule wants: bool, shaped as each of the tables."""
-    return sum((table > limit).astype(np.int64) for table, limit in zip(tables, rule.values, strict=True)) >= rule.least
 
 
 def told(model: GAN | Denoiser, works: Works, folder: Path) -> dict[str, Any]:

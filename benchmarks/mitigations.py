@@ -17,6 +17,7 @@ saw, `DUPLICATES` of each among other works, under every rule and under none, an
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ from assay.memorization.copies import calibrate, copied
 from assay.noise import derive, numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched
-from assay.record import digest_of
+from assay.record import digest_of, write_atomically
 from assay.reports.pictures import grid
 from assay.training.finetune import Student
 from assay.verbs.session import zoo
@@ -261,8 +262,9 @@ def main() -> None:
                     return json.loads(str(kept["row"])), kept["shown"]
         started = time.monotonic()
         row, shown = measure()
-        options.out.mkdir(parents=True, exist_ok=True)
-        np.savez(file, key=key, row=json.dumps(row), shown=shown)
+        buffer = io.BytesIO()
+        np.savez(buffer, key=key, row=json.dumps(row), shown=shown)
+        write_atomically(file, buffer.getvalue())
         print(name, round(time.monotonic() - started), json.dumps(row), flush=True)
         return row, shown
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from assay.evaluation.concealment import Trial, difference, evidence, verdict
+from assay.evaluation.concealment import Trial, conclusion, difference, evidence, verdict
 
 
 def test_the_interval_is_newcombes():
@@ -29,7 +29,7 @@ def test_the_interval_is_newcombes():
 )
 def test_each_word_where_its_definition_holds(trials, word):
     assert verdict(trials) == word
-    assert evidence("cat", trials).startswith(f"`cat` is {word}: ")
+    assert conclusion("cat", trials).startswith(f"`cat` is {word}: ")
 
 
 def test_what_is_left_out_is_said_with_the_reason():

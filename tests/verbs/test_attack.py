@@ -174,7 +174,7 @@ def test_a_reference_is_attacked_in_the_same_way_and_the_verdict_said(model, tmp
         ours, floor = same.metric(f"{name}.success"), same.metric(f"reference.{name}.success")
         assert (ours.value, ours.low, ours.n) == (floor.value, floor.low, floor.n)
     assert same.findings[0].startswith("`triangle` is unclear: ")  # three prompts show nothing for certain
-    assert "from a model that never saw it" in same.findings[0]
+    assert "from a model that never saw it" in same.findings[1]
     assert same.digests["reference"] == patch.digest
     assert len(same.tables) == 2
     save_tiny(tmp_path / "other", "sd-v")

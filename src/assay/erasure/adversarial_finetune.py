@@ -35,9 +35,7 @@ from assay.families.sd import Conditioning
 from assay.noise import derive, generator
 from assay.patch import Patch
 from assay.retelling import scrambled
-from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule
-
-GROUPS = {"cross-attention": "cross_attention", "full": "unet"}
+from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule, trained
 
 
 @dataclass(frozen=True)
@@ -157,13 +155,10 @@ def check(denoiser: Denoiser, settings: Settings) -> dict[str, torch.Tensor]:
     Raises:
         Misconfigured: a setting is out of range.
     """
-    if settings.group not in GROUPS:
-        raise Misconfigured(f"There is no `group` {settings.group}.", f"Groups: {', '.join(GROUPS)}.")
-    if min(settings.steps, settings.batch, settings.images, settings.image_steps) < 1 or settings.image_steps > len(denoiser.alphas_cumprod):
-        raise Misconfigured("`steps`, `batch`, `images` and `image_steps` must be at least 1.", "`image_steps` can be as large as the timesteps.")
+    weights = trained(denoiser, settings)
     if not (settings.learning_rate > 0 and settings.attack_rate > 0 and min(settings.retain, settings.attack_steps) >= 0 and settings.inserted >= 1):
         raise Misconfigured("Rates must be positive, `retain` and `attack_steps` not negative, `inserted` at least 1.", "Use a preset.")
-    return denoiser.group(GROUPS[settings.group])
+    return weights
 
 
 def other_pictures(denoiser: Denoiser, prompts: Sequence[str], settings: Settings, seed: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Trains on memorised works among others under captions that a rule changes each time, so that no caption leads to one picture alone.
 
 "Understanding and Mitigating Copying in Diffusion Models". Gowthami Somepalli, Vasu Singla, Micah Goldblum, Jonas Geiping, Tom Goldstein. NeurIPS
-2023, arXiv 2305.20086, Sec. 6: what is done while training. Authors' code: github.com/somepago/DCR, Apache-2.0. Written here from the paper.
+2023, arXiv 2305.20086, Sec. 6: what is done while training. Authors' code: github.com/somepago/DCR, Apache-2.0. Written here from the rules and
+the numbers of that code.
 
 The ordinary loss over works and their captions c, with c exchanged each time that it is drawn:
 
@@ -35,10 +36,9 @@ from assay.families.sd import Conditioning
 from assay.noise import generator, normal
 from assay.patch import Patch
 from assay.retelling import scrambled
-from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule
+from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule, trained
 
 Rule = Literal["multiple", "noise", "random", "tokens", "words"]
-GROUPS = {"cross-attention": "cross_attention", "full": "unet"}
 FORMS = (
     "a picture of {caption}",
     "an image of {caption}",
@@ -196,17 +196,13 @@ def check(denoiser: Denoiser, settings: Settings) -> dict[str, torch.Tensor]:
     """
     if settings.rule not in get_args(Rule):
         raise Misconfigured(f"There is no `rule` {settings.rule}.", f"Rules: {', '.join(get_args(Rule))}.")
-    if settings.group not in GROUPS:
-        raise Misconfigured(f"There is no `group` {settings.group}.", f"Groups: {', '.join(GROUPS)}.")
-    if min(settings.steps, settings.batch, settings.images, settings.image_steps, settings.captions) < 1:
-        raise Misconfigured("`steps`, `batch`, `images`, `image_steps` and `captions` must be at least 1.", "Use a preset.")
-    if settings.image_steps > len(denoiser.alphas_cumprod):
-        raise Misconfigured("`image_steps` can be as large as the timesteps.", f"The model has {len(denoiser.alphas_cumprod)}.")
-    if not (0 <= settings.probability <= 1 and 0 <= settings.noise < float("inf") and (settings.tokens is None or settings.tokens >= 1)):
-        raise Misconfigured("`probability` lies in [0, 1], `noise` is not negative, and `tokens` is at least 1.", "Use a preset.")
+    weights = trained(denoiser, settings)
+    least = min(settings.captions, 1 if settings.tokens is None else settings.tokens)
+    if least < 1 or not (0 <= settings.probability <= 1 and 0 <= settings.noise < float("inf")):
+        raise Misconfigured("`probability` lies in [0, 1], `noise` is not negative, and `captions` and `tokens` are at least 1.", "Use a preset.")
     if not settings.learning_rate > 0 or settings.warmup < 0:
         raise Misconfigured("`learning_rate` is positive and `warmup` not negative.", "Use a preset.")
-    return denoiser.group(GROUPS[settings.group])
+    return weights
 
 
 def works(concept: Concept) -> list[list[str]]:

@@ -38,10 +38,8 @@ from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
 from assay.patch import Patch
 from assay.record import digest_of
-from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule
+from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule, trained
 from assay.training.loop import Run, Schedule
-
-GROUPS = {"cross-attention": "cross_attention", "full": "unet"}
 
 
 @dataclass(frozen=True)
@@ -160,16 +158,13 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     Raises:
         Misconfigured: a setting is out of range.
     """
-    if settings.group not in GROUPS:
-        raise Misconfigured(f"There is no `group` {settings.group}.", f"Groups: {', '.join(GROUPS)}.")
-    if min(settings.steps, settings.batch, settings.inversion_batch, settings.images, settings.image_steps) < 1 or settings.inversion_steps < 0:
+    weights = trained(denoiser, settings)
+    if settings.inversion_batch < 1 or settings.inversion_steps < 0:
         raise Misconfigured("Steps, batches and images must be at least 1.", "Only `inversion_steps` can be 0.")
-    if settings.image_steps > len(denoiser.alphas_cumprod):
-        raise Misconfigured("`image_steps` exceeds the model's timesteps.", f"There are {len(denoiser.alphas_cumprod)}.")
     if not (settings.learning_rate > 0 and settings.inversion_rate > 0):
         raise Misconfigured("`learning_rate` and `inversion_rate` must be positive.", "The authors' values are 2e-6 and 1e-3.")
     denoiser.group("cross_attention")
-    return denoiser.group(GROUPS[settings.group])
+    return weights
 
 
 class Words:

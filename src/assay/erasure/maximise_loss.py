@@ -29,9 +29,7 @@ from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.patch import Patch
-from assay.training.finetune import Noised, Student, finetune, own_pictures, schedule
-
-GROUPS = {"cross-attention": "cross_attention", "full": "unet"}
+from assay.training.finetune import Noised, Student, finetune, own_pictures, schedule, trained
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,7 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     Raises:
         Misconfigured: a setting is out of range.
     """
-    if settings.group not in GROUPS:
-        raise Misconfigured(f"There is no `group` {settings.group}.", f"Groups: {', '.join(GROUPS)}.")
-    if min(settings.steps, settings.batch, settings.images, settings.image_steps) < 1 or settings.image_steps > len(denoiser.alphas_cumprod):
-        raise Misconfigured("`steps`, `batch`, `images` and `image_steps` must be at least 1.", "`image_steps` can be as large as the timesteps.")
+    weights = trained(denoiser, settings)
     if not (settings.learning_rate > 0 and settings.retain >= 0 and settings.margin >= 0):
         raise Misconfigured("`learning_rate` must be positive, `retain` and `margin` not negative.", "SalUn's code has 1e-5, 0.1 and no margin.")
-    return denoiser.group(GROUPS[settings.group])
+    return weights

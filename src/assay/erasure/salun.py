@@ -34,9 +34,7 @@ from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.noise import generator
 from assay.patch import Patch
-from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule
-
-GROUPS = {"cross-attention": "cross_attention", "full": "unet"}
+from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule, trained
 
 
 @dataclass(frozen=True)
@@ -137,17 +135,14 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     Raises:
         Misconfigured: a setting is out of range, or the anchor is the concept.
     """
-    if settings.group not in GROUPS:
-        raise Misconfigured(f"There is no `group` {settings.group}.", f"Groups: {', '.join(GROUPS)}.")
+    weights = trained(denoiser, settings)
     if not 0 < settings.share <= 1:
         raise Misconfigured(f"`share` must be above 0 and at most 1; got {settings.share:g}.", "The paper's value is 0.5.")
-    if min(settings.steps, settings.batch, settings.images, settings.image_steps) < 1 or settings.image_steps > len(denoiser.alphas_cumprod):
-        raise Misconfigured("`steps`, `batch`, `images` and `image_steps` must be at least 1.", "`image_steps` can be as large as the timesteps.")
     if not (settings.learning_rate > 0 and settings.retain >= 0):
         raise Misconfigured("`learning_rate` must be positive and `retain` not negative.", "The authors' values are 1e-5 and 0.1.")
     if all(target == anchor for target, anchor in concept.pairs()):
         raise Misconfigured("The concept and its anchor are the same prompts, so there is nothing to erase.", "Give another anchor.")
-    return denoiser.group(GROUPS[settings.group])
+    return weights
 
 
 def gradients(student: Student, latents: torch.Tensor, prompts: list[str], batch: int, seed: int) -> dict[str, torch.Tensor]:

@@ -76,8 +76,8 @@ class Joint(NamedTuple):
     """Negatives it was set on."""
 
     def flags(self, scores: np.ndarray) -> np.ndarray:
-        """Return which rows of scores (n, measures) are flagged: bool, (n,)."""
-        return (np.asarray(scores) > np.array(self.values)).sum(1) >= self.least
+        """Return which of scores (..., measures) are flagged: bool, (...)."""
+        return (np.asarray(scores) > np.array(self.values)).sum(-1) >= self.least
 
 
 def joint_threshold(negatives: np.ndarray, false_positive_rate: float, least: int = 2) -> Joint:

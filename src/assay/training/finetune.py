@@ -30,6 +30,27 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
+TRAINED = {"cross-attention": "cross_attention", "full": "unet"}
+"""What `group` says in methods that train cross-attention or the whole UNet -> weight group."""
+
+
+def trained(denoiser: Denoiser, settings: Any) -> dict[str, torch.Tensor]:
+    """Return the weights to train on a model's own pictures, if what methods that do so have in common is in order.
+
+    Args:
+        denoiser: the model.
+        settings: of a method, with `group`, `steps`, `batch`, `images` and `image_steps`.
+
+    Raises:
+        Misconfigured: there is no such group, or a number is out of range.
+    """
+    if settings.group not in TRAINED:
+        raise Misconfigured(f"There is no `group` {settings.group}.", f"Groups: {', '.join(TRAINED)}.")
+    if min(settings.steps, settings.batch, settings.images, settings.image_steps) < 1 or settings.image_steps > len(denoiser.alphas_cumprod):
+        raise Misconfigured(
+            "`steps`, `batch`, `images` and `image_steps` must be at least 1.", f"`image_steps` can be as large as {len(denoiser.alphas_cumprod)}."
+        )
+    return denoiser.group(TRAINED[settings.group])
 
 
 class Student(torch.nn.Module):

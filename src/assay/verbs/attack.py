@@ -22,7 +22,7 @@ from assay.attacks.target import Attack, Clock, Target
 from assay.concept import Concept, Kind
 from assay.denoiser import Denoiser, load
 from assay.errors import Missing, Unsupported
-from assay.evaluation.concealment import Trial, evidence
+from assay.evaluation.concealment import Trial, conclusion, evidence
 from assay.jobs.outcome import Outcome
 from assay.noise import derive, numpy_generator
 from assay.patch import Patch
@@ -164,7 +164,8 @@ def attack(
         beside = of_mark, floor, untouched, floored
         totals = [counted(judge_of, wanted, one, attack.attempts)["total"][0] for one, attack in ((shown, found), (floor, of_mark))]
         (hits, n), mark_of = (int(totals[0].sum()), len(totals[0])), (int(totals[1].sum()), len(totals[1]))
-        said.insert(0, evidence(wanted.name, [Trial(method, hits, n, module.IN_WORDS, mark_of, found.early)]))
+        trials = [Trial(method, hits, n, module.IN_WORDS, mark_of, found.early)]
+        said = [conclusion(wanted.name, trials), evidence(wanted.name, trials), *said]
         more = [metric for metric in successes(judge_of, wanted, floor, of_mark.attempts) if not metric.name.startswith("base.")]
         metrics += [metric.model_copy(update={"name": f"{references.PREFIX}{metric.name}"}) for metric in more]
         listed.append(tables(rows, of_mark, floor)[0].model_copy(update={"title": "The same attack on the model that never saw it"}))

@@ -21,7 +21,7 @@ from assay.attacks.target import Attack, Target
 from assay.concept import Concept
 from assay.denoiser import to_pictures
 from assay.errors import Unsupported
-from assay.evaluation.concealment import Trial, evidence
+from assay.evaluation.concealment import Trial, conclusion, evidence
 from assay.evaluation.intervals import wilson
 from assay.patch import Patch
 from assay.patched import Patched
@@ -172,6 +172,7 @@ def _findings(concept: Concept, eraser: str, metrics: Sequence[Metric], trials: 
     value = {metric.name: metric for metric in metrics}
     base, pre = value["base.success"], value["pre.success"]
     found = [
+        conclusion(concept.name, trials),
         evidence(concept.name, trials),
         f"Attacked is {eraser.upper()}, of {' and '.join(method.upper() for method in METHODS)} the one that shows least of `{concept.name}`: plain "
         f"prompts show it on {_share(pre)} prompts, without a patch on {_share(base)}; a judge that guesses would say so of {base.chance or 0:.1%}.",
