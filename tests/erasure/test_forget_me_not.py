@@ -14,6 +14,7 @@ from assay.errors import Misconfigured
 from assay.noise import generator
 from assay.patched import Patched
 from assay.testing import KINDS, tiny
+from assay.training.finetune import TRAINED
 
 pytestmark = pytest.mark.portable
 
@@ -123,7 +124,7 @@ def test_takes_the_passes_it_says(denoiser, changes):
     before = denoiser.passes
     patch = fmn.erase(denoiser, CAT, quick(**changes))
     assert denoiser.passes - before == sum(fmn.cost(quick(**changes)).values())
-    assert set(patch.names) == set(denoiser.group(fmn.GROUPS[quick(**changes).group]))
+    assert set(patch.names) == set(denoiser.group(TRAINED[quick(**changes).group]))
 
 
 def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):

@@ -11,6 +11,7 @@ from assay.errors import Misconfigured
 from assay.noise import generator
 from assay.patched import Patched
 from assay.testing import tiny
+from assay.training.finetune import TRAINED
 
 pytestmark = pytest.mark.portable
 
@@ -53,7 +54,7 @@ def test_takes_the_passes_it_says(denoiser, changes):
     before = denoiser.passes
     patch = maximise_loss.erase(denoiser, CAT, quick(**changes))
     assert denoiser.passes - before == sum(maximise_loss.cost(quick(**changes)).values())
-    assert set(patch.names) == set(denoiser.group(maximise_loss.GROUPS[quick(**changes).group]))
+    assert set(patch.names) == set(denoiser.group(TRAINED[quick(**changes).group]))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from assay.errors import Misconfigured
 from assay.noise import generator
 from assay.patched import Patched
 from assay.testing import tiny
-from assay.training.finetune import Noised, Student
+from assay.training.finetune import TRAINED, Noised, Student
 
 pytestmark = pytest.mark.portable
 
@@ -46,11 +46,11 @@ def test_the_mask_keeps_exactly_the_top_share(values, share):
     assert np.array_equal(flat, expected)
 
 
-@pytest.mark.parametrize("group", salun.GROUPS)
+@pytest.mark.parametrize("group", TRAINED)
 def test_nothing_outside_the_mask_changes(denoiser, group):
     chosen = quick(share=0.25, group=group)
     patch = salun.erase(denoiser, CAT, chosen)
-    weights = denoiser.group(salun.GROUPS[group])
+    weights = denoiser.group(TRAINED[group])
     assert set(patch.names) == set(weights)
     prompts = [prompt for prompt, _ in CAT.pairs()]
     ((latents, words), _), _ = salun.own_pictures(denoiser, [prompts, CAT.preserved()], 4, seed=0, method="salun", then=0, steps=2, guidance=7.5)
