@@ -1,9 +1,13 @@
 """What keeps copies from coming out, at what cost elsewhere, and whether a search brings them back: `benchmarks/mitigations.json` and its picture.
 
-    python benchmarks/mitigations.py [--works 8] [--images 2] [--attacked 4] [--others 24] [--rows nemo,wanda] [--tune]
+    python benchmarks/mitigations.py [--works 8] [--images 2] [--attacked 4] [--others 24] [--rows nemo,wanda] [--tune] [--deduplicated PATCH]
 
 Works are the canaries trained on 64 times under one caption. The first four by id are for validation: `--tune` prints what settings do to them.
-All other numbers are of the rest, by the presets `small`. Rows that were measured before are kept in `--out` and not measured again.
+All other numbers are of the rest, by the presets `small`. Rows that were measured before are kept in `--out` and not measured again; rows that the
+result holds by the same protocol stay. A picture of some rows alone has their names.
+
+`--deduplicated` is the training of the world in which every work was shown once an epoch (`assay retrain --reference deduplicated`). It was also
+shown 200 works fewer of those that the base was, so that a ninth of the pairs elsewhere are new to it.
 
 An image is a copy where two of three measures exceed thresholds that are set on captions of calibration works, at a rate of 5 %
 (`memorization/copies.py`). Elsewhere is how many pairs of title and style, each trained on once, the judge still names. Then embeddings are searched
@@ -49,6 +53,7 @@ from assay.works import Works
 from assay.works.splits import varied_captions
 
 HERE = Path(__file__).parent
+FILE = HERE / "mitigations.json"
 SEED, STEPS, GUIDANCE, VALIDATION = 20261127, 15, 4.0, 4
 RULES = ("multiple", "noise", "random", "tokens", "words")
 ROWS: dict[str, dict[str, Any]] = {
@@ -217,8 +222,9 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join([*ROWS, "first_met"]), help="those to measure, by their first word")
     parser.add_argument("--out", type=Path, default=Path("out/mitigations"))
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--deduplicated", type=Path, help="patch of the training in which every work was shown once an epoch")
     options = parser.parse_args()
-    names = {row.split()[0] for row in options.rows.split(",")}
+    names = {row.split()[0] for row in options.rows.split(",")} | ({"deduplicated"} if options.deduplicated else set())
     denoiser, works, judge = assay.load("emoji64"), assay.builtin_works(), CrossJudge.load(zoo("judge"))
 
     def split(name: str, count: int, copies: int) -> Works:
@@ -252,6 +258,9 @@ def main() -> None:
     }
     numbers = [options.works, options.images, options.attacked, options.others]
     header = digest_of([result, numbers])
+    result["asked"] = dict(zip(("works", "images", "attacked", "others"), numbers, strict=True))
+    before = json.loads(FILE.read_text()) if FILE.exists() else {}
+    before = before if all(before.get(name) == value for name, value in result.items()) else {}
 
     def measured(name: str, plan: dict[str, Any], measure: Callable[[], tuple[dict[str, Any], np.ndarray]]) -> tuple[dict[str, Any], np.ndarray]:
         """Return a row and its images, measured now or before by the same plan."""
@@ -268,13 +277,13 @@ def main() -> None:
         print(name, round(time.monotonic() - started), json.dumps(row), flush=True)
         return row, shown
 
-    def mitigation(name: str, plan: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    def mitigation(name: str, plan: dict[str, Any], patch: Patch | None = None) -> tuple[dict[str, Any], np.ndarray]:
         started = time.monotonic()
-        stack = [] if name == "none" else [(mitigated(denoiser, name.split()[0], judged, preserved, plan), 1.0)]
+        patch = mitigated(denoiser, name.split()[0], judged, preserved, plan) if patch is None and name != "none" else patch
         making = round(time.monotonic() - started, 1)
-        with Patched(denoiser, stack):
+        with Patched(denoiser, [] if patch is None else [(patch, 1.0)]):
             row, shown = protocol.row(judged, options.attacked, settings)
-        return row | {"seconds_to_make": making, "settings": stack[0][0].manifest.settings if stack else {}}, shown
+        return row | {"seconds_to_make": making, "settings": {} if patch is None else patch.manifest.settings}, shown
 
     def meeting(plan: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
         with Patched(denoiser, [(first_met(denoiser, new, preserved, plan), 1.0)]):
@@ -296,12 +305,21 @@ def main() -> None:
         plan = {} if name == "none" else import_module(f"assay.erasure.{method}").PRESETS["small"] | given
         if method in names:
             rows[name], shown[name] = measured(name, plan, lambda name=name, plan=plan: mitigation(name, plan))
-    rows["works never trained on, plain model"], _ = measured("absent", {}, absence)
+    if options.deduplicated:
+        patch = Patch.load(options.deduplicated)
+        kept = measured("deduplicated", {"patch": patch.digest}, lambda: mitigation("deduplicated", {}, patch))
+        rows["deduplicated"], shown["deduplicated"] = kept
+    absent = "works never trained on, plain model"
+    stored = before.get("rows", {})
+    rows[absent] = stored[absent] if absent in stored else measured("absent", {}, absence)[0]
+    order = [*ROWS, "deduplicated", absent]
+    rows = dict(sorted({**stored, **rows}.items(), key=lambda row: order.index(row[0])))
     met: dict[str, Any] = {}
     for rule_name, plan in MEETINGS.items() if "first_met" in names else ():
         met[rule_name], shown[f"met: {rule_name}"] = measured(f"first_met {rule_name}", MET | plan, lambda plan=plan: meeting(plan))
     about = {"duplicates": DUPLICATES, "works": len(new), "among": len(preserved), "validation": withheld.column("id")[cut:]}
-    (HERE / "mitigations.json").write_text(json.dumps(result | {"rows": rows, "first_met": about | {"rows": met}}, indent=1) + "\n")
+    first = about | {"rows": met} if met or not before else before["first_met"]
+    FILE.write_text(json.dumps(result | {"rows": rows, "first_met": first}, indent=1) + "\n")
 
     def picture(names: Sequence[str], works: Works, each: Sequence[str]) -> None:
         columns = [f"{name}: {what}" if what else name for name in names for what in each]
@@ -309,10 +327,12 @@ def main() -> None:
             [works.image(place).resize((64, 64)), *to_pictures(torch.from_numpy(np.concatenate([shown[name][place] for name in names])) / 255)]
             for place in range(options.attacked)
         ]
-        file = "mitigations.png" if len(each) > 1 else "mitigations-first-met.png"
+        some = "" if all(row in names for row in ROWS) else "".join(f"-{name.replace(' ', '-')}" for name in names)
+        file = f"mitigations{some}.png" if len(each) > 1 else "mitigations-first-met.png"
         grid(cells, captions(works)[: options.attacked], ["the work", *columns], scale=1).save(HERE / file, optimize=True)
 
-    picture([name for name in rows if name in shown], judged, ("caption", "search"))
+    if methods := [name for name in rows if name in shown]:
+        picture(methods, judged, ("caption", "search"))
     if met:
         picture([f"met: {name}" for name in met], withheld, ("",))
 

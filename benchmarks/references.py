@@ -2,9 +2,10 @@
 
     python benchmarks/references.py FOLDER [--train] [--each 64] [--steps 20] [--guidance 4]
 
-FOLDER holds the trainings that are there, each as `assay retrain --reference NAME --out FOLDER/NAME` left it. Measured of each: which families it
-can speak for (`assay.evaluation.admission`), what it still draws of the pairs that it was shown, and how many canaries come out of it. What stands
-beside an erasure of the main job goes to `zoo/references.json`, for concepts of which a reference was shown nothing at all.
+FOLDER holds the trainings that are there, each as `assay retrain --reference NAME --out FOLDER/NAME` left it; what was measured of others before, in
+the same way, is kept. Measured of each: which families it can speak for (`assay.evaluation.admission`), what it still draws of the pairs that it was
+shown, how many canaries come out of it, and whether works that only one of it and the base was shown can be told by their losses. What stands beside
+an erasure of the main job goes to `zoo/references.json`, for concepts of which a reference was shown nothing at all.
 
 Images of base and reference share prompts and seeds, so that neither has the easier lot; they are never compared one by one.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 import assay
@@ -25,6 +27,8 @@ from assay.cli.progress import Display
 from assay.concept import Concept
 from assay.denoiser import to_pictures
 from assay.evaluation.admission import admit
+from assay.evaluation.intervals import bootstrap
+from assay.evaluation.membership import Roc, auc_interval
 from assay.noise import numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched
@@ -38,8 +42,10 @@ from assay.verbs.evaluate import Scene, accuracies, distances, images_of, judge_
 from assay.verbs.session import Session, builtin_works, zoo
 from assay.works import Works
 from assay.works.filters import condition
+from emoji32 import losses
 
 HERE = Path(__file__).parent
+FILE = HERE / "references.json"
 SEED = 20261125
 CONCEPTS = (("cat", "object"), ("heart", "object"), ("clock", "object"), ("twemoji", "style"), ("noto", "style"))
 """Whose marks ship; the first and the fourth are what `assay run` erases."""
@@ -120,6 +126,27 @@ class Measurement:
         assert record is not None
         return [metric for metric in record.metrics if metric.name.startswith(("memorised.", "false_positives."))]
 
+    def exchanged(self, chosen: Works, patch: Patch) -> list[Metric]:
+        """Tell the works that only the base was shown from those that only the reference was shown, by which of them has the lower loss."""
+        ids = [{row["id"] for row in shown(table).rows()} for table in (self.trained_on, chosen)]
+        entered, left = ids[1] - ids[0], ids[0] - ids[1]
+        if not entered:
+            return []
+        rows = self.works.where(lambda row: row["id"] in entered | left)
+        ours = np.array([work in left for work in rows.column("id")])
+        found = []
+        for patches in ([], [(patch, 1.0)]):
+            with Patched(self.session.denoiser, patches) as denoiser:
+                found.append(np.log(losses(denoiser, rows)).mean(1))
+        rise = found[1] - found[0]
+        auc = Roc(rise, ours).auc()
+        low, high = auc_interval(auc, int(ours.sum()), int((~ours).sum()))
+        metrics = [Metric(name="exchanged.auc", value=auc, low=low, high=high, n=len(ours), chance=0.5)]
+        for name, side in (("base_alone", ours), ("reference_alone", ~ours)):
+            low, high = bootstrap(rise[side], seed=SEED)
+            metrics.append(Metric(name=f"exchanged.rise.{name}", value=float(rise[side].mean()), low=low, high=high, n=int(side.sum())))
+        return metrics
+
     def never_saw(self, concept: Concept, chosen: Works) -> bool:
         """Say whether a training on these works was shown nothing of a concept."""
         part, seen = part_of(self.session, self.works, concept), shown(chosen)
@@ -156,8 +183,11 @@ def main() -> None:
     if not there:
         raise SystemExit(f"No training in {options.folder}: `assay retrain --reference NAME --out {options.folder}/NAME` makes one.")
     concepts = [concept_for(at.session, at.works, name, kind) for name, kind in CONCEPTS]  # pyright: ignore[reportArgumentType]
-    marks: dict[str, dict[str, Any]] = {}
-    found: dict[str, Any] = {}
+    header = {**at.protocol._asdict(), "seed": SEED, "prompts": options.each}
+    before = json.loads(FILE.read_text()) if FILE.exists() else {}
+    same = all(before.get(name) == value for name, value in header.items())
+    found: dict[str, Any] = before["references"] if same else {}
+    marks: dict[str, dict[str, Any]] = before["marks"] if same else {}
     for name, where in there.items():
         patch, record = Patch.load(where), Record.load(where)
         chosen = select(at.trained_on, world.reference(name).selection, record.seeds["training"])
@@ -168,28 +198,29 @@ def main() -> None:
             "training": {metric.name: metric.value for metric in record.metrics},
             "shown to both": plain(at.kept_pairs(chosen, patch)),
             "canaries": plain(at.canaries(patch)),
+            "exchanged": plain(at.exchanged(chosen, patch)),
         }
         if name == "no-families":
             found[name] |= at.admission(patch)
         for concept in concepts:
             if at.never_saw(concept, chosen):
-                marks[references.key(concept)] = {"reference": name, "metrics": plain(at.beside(concept, patch, references.PREFIX))}
+                stays = [row for row in marks.get(references.key(concept), {"metrics": []})["metrics"] if row["name"].startswith(references.AGAIN)]
+                marks[references.key(concept)] = {"reference": name, "metrics": plain(at.beside(concept, patch, references.PREFIX)) + stays}
     if "again" in there:
         again = Patch.load(there["again"])
         for concept in concepts:
             entry = marks.setdefault(references.key(concept), {"reference": "", "metrics": []})
+            entry["metrics"] = [row for row in entry["metrics"] if not row["name"].startswith(references.AGAIN)]
             entry["metrics"] += plain(at.beside(concept, again, references.AGAIN))
-    missing = [name for name in world.REFERENCES if name not in there]
+    missing = [name for name in world.REFERENCES if name not in found]
     result = {
-        **at.protocol._asdict(),
-        "seed": SEED,
-        "prompts": options.each,
-        "references": found,
+        **header,
+        "references": {name: found[name] for name in world.REFERENCES if name in found},
         "marks": marks,
         "not trained": missing,
         "seconds": round(time.time() - started, 1),
     }
-    (HERE / "references.json").write_text(json.dumps(result, indent=1) + "\n")
+    FILE.write_text(json.dumps(result, indent=1) + "\n")
     references.write(zoo(references.FILE), at.protocol, marks)
     print(json.dumps(result, indent=1))
 

@@ -16,7 +16,7 @@ def read(figures: Mapping[str, Any]) -> Record:
     Args:
         figures: its JSON file.
     """
-    metrics, findings, admitted, kept, copies = [], [], [], [], []
+    metrics, findings, admitted, kept, copies, alone = [], [], [], [], [], []
     for name, reference in figures["references"].items():
         stays = {row["name"]: row for row in reference["shown to both"]}
         kept.append([name, reference["training"]["steps"], *(_share(stays.get(column)) for column in KEPT), *_distance(stays)])
@@ -32,6 +32,15 @@ def read(figures: Mapping[str, Any]) -> Record:
             names = [row["family"] for row in rows if row["admitted"]]
             findings.append(
                 f"{name}: {len(names)} of {len(rows)} families fall by at least 40 points and can be targets: {', '.join(names) or 'none'}."
+            )
+        exchanged = {row["name"]: row for row in reference.get("exchanged", [])}
+        if exchanged:
+            auc, sides = exchanged["exchanged.auc"], [exchanged[f"exchanged.rise.{side}_alone"] for side in ("base", "reference")]
+            metrics += [Metric.model_validate(row | {"name": f"{name}.{row['name']}"}) for row in exchanged.values()]
+            alone.append([name, *(f"{row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), n = {row['n']}" for row in sides), _area(auc)])
+            findings.append(
+                f"{name}: works that the base alone was shown, once an epoch, are told from works that this model alone was shown by the difference "
+                f"of their losses with AUC {_area(auc)}; chance is 0.5."
             )
     if figures["not trained"]:
         findings.append(f"Not trained, so nothing here speaks of them: {', '.join(figures['not trained'])}.")
@@ -52,6 +61,7 @@ def read(figures: Mapping[str, Any]) -> Record:
                 rows=kept,
             ),
             Table(title="Works that come out of the reference, by copies in the base", columns=["reference", "works", "share", "n"], rows=copies),
+            *([Table(title="Rise of log loss from base to reference, of works that one of both saw", columns=ALONE, rows=alone)] if alone else []),
         ],
         shows_not=[
             "More than one seed of each training: intervals are over prompts.",
@@ -63,6 +73,7 @@ def read(figures: Mapping[str, Any]) -> Record:
     )
 
 
+ALONE = ["reference", "the base alone saw", "the reference alone saw", "AUC"]
 KEPT = ("base.shown.style", "shown.style", "base.shown.title", "shown.title")
 
 
@@ -70,6 +81,10 @@ def _share(row: Mapping[str, Any] | None) -> str:
     if row is None or row.get("value") is None:
         return ""
     return f"{row['value']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
+
+
+def _area(row: Mapping[str, Any]) -> str:
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
 def _distance(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
