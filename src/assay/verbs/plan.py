@@ -37,9 +37,9 @@ class Plan:
     """The object family to erase; empty: cat for the built-in model, else the word that most titles share."""
     preset: str = ""
     """Preset of the erasers; empty: small for the built-in model, else paper. The audit and the attacks are always the small ones."""
-    each: int = 24
+    each: int = 20
     """Prompts drawn of target, neighbours and rest for each erasure."""
-    quality: int = 48
+    quality: int = 40
     """Prompts drawn for each part of the quality stage."""
     attacked: int = 12
     """Prompts of each erased concept that are attacked, from those of its erasure; 0 leaves the attacks out."""
