@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--deduplicated", type=Path, help="patch of the training in which every work was shown once an epoch")
     options = parser.parse_args()
-    names = {row.split()[0] for row in options.rows.split(",")} | ({"deduplicated"} if options.deduplicated else set())
+    names = {row.split()[0] for row in options.rows.split(",") if row} | ({"deduplicated"} if options.deduplicated else set())
     denoiser, works, judge = assay.load("emoji64"), assay.builtin_works(), CrossJudge.load(zoo("judge"))
 
     def split(name: str, count: int, copies: int) -> Works:
