@@ -14,6 +14,11 @@ An image is a copy where two of three measures exceed thresholds that are set on
 on the mitigated model for each work (`attacks/hidden_or_removed.py`), and what is drawn from them is counted by the same rule; a last row searches
 the plain model for works it never saw, which says what such a search can spell out by itself.
 
+At that rate most works that the model was shown once pass for copies too (the row "works trained on once"): title and style nearly fix an emoji. A
+mitigation that falls far below that row has cost what any training gives, and one that stays at it may have undone the repetition all the same. The
+same rule at the audit's 2 % tells the two apart: of sixteen such canaries the base gives 15 and the deduplicated training 2, of works shown once the
+base gives 2 of 60 (`emoji64.json`, `references.json`). These rows were not measured at that rate.
+
 Caption augmentation is meant for the training that meets a work first. So the second table (`first_met`) trains the model on canaries that it never
 saw, `DUPLICATES` of each among other works, under every rule and under none, and counts copies as above; the last four by id are for validation.
 """
@@ -298,6 +303,10 @@ def main() -> None:
         figures = {"copies": rate(protocol.copies(absent)[1]), "found_again": rate(np.asarray(again.reshape(options.attacked, -1).any(1)))}
         return figures | {"losses": losses}, found
 
+    def ordinary() -> tuple[dict[str, Any], np.ndarray]:
+        made, hits = protocol.copies(others)
+        return {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(len(others), -1).any(1)))}, made[:: options.images, None]
+
     shown: dict[str, np.ndarray] = {}
     rows: dict[str, Any] = {}
     for name, given in ROWS.items():
@@ -309,10 +318,11 @@ def main() -> None:
         patch = Patch.load(options.deduplicated)
         kept = measured("deduplicated", {"patch": patch.digest}, lambda: mitigation("deduplicated", {}, patch))
         rows["deduplicated"], shown["deduplicated"] = kept
-    absent = "works never trained on, plain model"
+    absent, once = "works never trained on, plain model", "works trained on once, plain model"
     stored = before.get("rows", {})
     rows[absent] = stored[absent] if absent in stored else measured("absent", {}, absence)[0]
-    order = [*ROWS, "deduplicated", absent]
+    rows[once] = stored[once] if once in stored else measured("once", {}, ordinary)[0]
+    order = [*ROWS, "deduplicated", absent, once]
     rows = dict(sorted({**stored, **rows}.items(), key=lambda row: order.index(row[0])))
     met: dict[str, Any] = {}
     for rule_name, plan in MEETINGS.items() if "first_met" in names else ():
