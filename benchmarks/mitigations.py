@@ -7,17 +7,17 @@ All other numbers are of the rest, by the presets `small`. Rows that were measur
 result holds by the same protocol stay. A picture of some rows alone has their names.
 
 `--deduplicated` is the training of the world in which every work was shown once an epoch (`assay retrain --reference deduplicated`). It was also
-shown 200 works fewer of those that the base was, so that a ninth of the pairs elsewhere are new to it.
+shown 200 works fewer of those that the base was, so that some of the pairs elsewhere may be new to it.
 
 An image is a copy where two of three measures exceed thresholds that are set on captions of calibration works, at a rate of 5 %
 (`memorization/copies.py`). Elsewhere is how many pairs of title and style, each trained on once, the judge still names. Then embeddings are searched
 on the mitigated model for each work (`attacks/hidden_or_removed.py`), and what is drawn from them is counted by the same rule; a last row searches
 the plain model for works it never saw, which says what such a search can spell out by itself.
 
-At that rate most works that the model was shown once pass for copies too (the row "works trained on once"): title and style nearly fix an emoji. A
-mitigation that falls far below that row has cost what any training gives, and one that stays at it may have undone the repetition all the same. The
-same rule at the audit's 2 % tells the two apart: of sixteen such canaries the base gives 15 and the deduplicated training 2, of works shown once the
-base gives 2 of 60 (`emoji64.json`, `references.json`). These rows were not measured at that rate.
+At that rate works that the model was shown once pass for copies too (the row "works trained on once"; how many of them depends much on which works
+calibrate): title and style nearly fix an emoji. A mitigation that falls far below that row has cost what any training gives, and one that stays at it
+may have undone the repetition all the same. The same rule at the audit's 2 % tells the two apart: of sixteen such canaries the base gives 15 and the
+deduplicated training 2, of works shown once the base gives 2 of 60 (`emoji64.json`, `references.json`). These rows were not measured at that rate.
 
 Caption augmentation is meant for the training that meets a work first. So the second table (`first_met`) trains the model on canaries that it never
 saw, `DUPLICATES` of each among other works, under every rule and under none, and counts copies as above; the last four by id are for validation.
@@ -130,6 +130,11 @@ def rate(hits: np.ndarray) -> dict[str, Any]:
     return {"value": round(float(hits.mean()), 4), "low": round(low, 4), "high": round(high, 4), "n": len(hits)}
 
 
+def counts(hits: np.ndarray, works: Works) -> dict[str, Any]:
+    """Return how many images are copies, and of how many works any is."""
+    return {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(len(works), -1).any(1)))}
+
+
 class Protocol:
     """What every mitigation is judged by.
 
@@ -180,7 +185,7 @@ class Protocol:
         made, hits = self.copies(works)
         found, again, losses = self.searched(works.take(list(range(attacked))), settings)
         attempts = again.reshape(attacked, -1)
-        figures = {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(len(works), -1).any(1))), "elsewhere": self.elsewhere()}
+        figures = counts(hits, works) | {"elsewhere": self.elsewhere()}
         best = [place * attempts.shape[1] + int(attempts[place].argmax()) for place in range(attacked)]
         shown = np.stack([made[:: self.images][:attacked], found[best]], 1)
         return figures | {"found_again": rate(np.asarray(attempts.any(1))), "losses": losses}, shown
@@ -261,9 +266,8 @@ def main() -> None:
         "rule": {"rate": 0.05, "achieved": rule.achieved, "calibration_works": rule.n, "agreement": rule.least},
         "search": vars(settings),
     }
-    numbers = [options.works, options.images, options.attacked, options.others]
-    header = digest_of([result, numbers])
-    result["asked"] = dict(zip(("works", "images", "attacked", "others"), numbers, strict=True))
+    result["asked"] = {name: getattr(options, name) for name in ("works", "images", "attacked", "others")}
+    header = digest_of(result)
     before = json.loads(FILE.read_text()) if FILE.exists() else {}
     before = before if all(before.get(name) == value for name, value in result.items()) else {}
 
@@ -294,8 +298,7 @@ def main() -> None:
         with Patched(denoiser, [(first_met(denoiser, new, preserved, plan), 1.0)]):
             made, hits = protocol.copies(new)
             elsewhere = protocol.elsewhere()
-        figures = {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(len(new), -1).any(1))), "elsewhere": elsewhere}
-        return figures | {"settings": MET | plan}, made[:: options.images][: options.attacked, None]
+        return counts(hits, new) | {"elsewhere": elsewhere, "settings": MET | plan}, made[:: options.images][: options.attacked, None]
 
     def absence() -> tuple[dict[str, Any], np.ndarray]:
         absent = withheld.take(list(range(options.attacked)))
@@ -305,7 +308,7 @@ def main() -> None:
 
     def ordinary() -> tuple[dict[str, Any], np.ndarray]:
         made, hits = protocol.copies(others)
-        return {"copies": rate(hits), "works_copied": rate(np.asarray(hits.reshape(len(others), -1).any(1)))}, made[:: options.images, None]
+        return counts(hits, others), made[:: options.images, None]
 
     shown: dict[str, np.ndarray] = {}
     rows: dict[str, Any] = {}

@@ -19,9 +19,11 @@ import math
 import multiprocessing
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,10 +124,9 @@ def conclude(name: str, models: list[dict]) -> dict[str, object]:
     hits, images = sum(each["as_asked"] for each in models), sum(each["images"] for each in models)
     low, high = wilson(hits, images)
     kids, unseen = np.array([each["kid"] for each in models]), np.array([mean[row][~included[row]].mean() for row in range(len(models))])
-    kept = models[0]["guarantee"]
     return {
         "models": len(models),
-        "guarantee": {key: value if not isinstance(value, float) or math.isfinite(value) else "inf" for key, value in kept.items()},
+        "guarantee": written(models[0]["guarantee"]),
         "attacks": attacks,
         "loss_on_unseen": spread(unseen),
         "judged_as_asked": {"value": round(hits / images, 4), "low": round(low, 4), "high": round(high, 4), "chance": 0.1, "n": images},
@@ -133,6 +134,11 @@ def conclude(name: str, models: list[dict]) -> dict[str, object]:
         "kid_of_members": round(float(np.mean([each["kid_of_members"] for each in models])), 4),
         "seconds": round(float(np.median([each["seconds"] for each in models])), 1),
     }
+
+
+def written(guarantee: dict[str, Any]) -> dict[str, Any]:
+    """Return a guarantee as JSON can say it, which has no infinity."""
+    return {key: value if not isinstance(value, float) or math.isfinite(value) else "inf" for key, value in guarantee.items()}
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
@@ -181,13 +187,18 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     todo = [(name, 2 * pair + side) for pair in range(3) for name, (_, pairs) in CASES.items() if pair < pairs for side in (0, 1)]
+    spread_out(train, options.folder, todo, options.processes)
+    write(options.folder)
+
+
+def spread_out(train: Callable[[Path, str, int], None], folder: Path, todo: Sequence[tuple[str, int]], processes: int) -> None:
+    """Train every (case, model) in processes of their own, and say how far it is."""
     start = time.monotonic()
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(train, options.folder, name, model) for name, model in todo]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(train, folder, name, model) for name, model in todo]
         for count, future in enumerate(as_completed(running), 1):
             future.result()
             print(f"{count} of {len(todo)} models, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    write(options.folder)
 
 
 def write(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
     python benchmarks/private_low_rank.py [--folder out/private-low-rank] [--processes 2]
 
-The model is taken as public; the works are those that it was never shown. Complementary random halves of them are learnt by a private LoRA, for
-several epsilon, and asked of each is: can the works of its half be told from the other half by how much their loss fell (the model before is the
+The model is taken as public; the works are those that it was never shown. Complementary random halves of them are learnt by a private LoRA, for two
+epsilon and for none, and asked of each is: can the works of its half be told from the other half by how much their loss fell (the model before is the
 reference: Watson, Guo, Cormode and Sablayrolles 2022, "On the Importance of Difficulty Calibration in Membership Inference Attacks", ICLR, arXiv
 2111.08440), pooled over the halves; how much the loss falls on the half that was learnt and on the half that was not; and do its images pass, before
 the judges that never saw the work, for the style asked for. It goes on where it was.
@@ -18,10 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -42,7 +39,7 @@ from assay.training.private_low_rank import Settings, finetune
 from assay.verbs.session import zoo
 from emoji32 import BANDS, losses
 from emoji64 import TEMPLATE
-from private import rates, spread
+from private import rates, spread, spread_out, written
 
 HERE = Path(__file__).parent
 SEED = 20261127
@@ -101,7 +98,9 @@ def measure(folder: Path, name: str, model: int) -> None:
         patches, found["guarantee"] = [(patch, 1.0)], patch.manifest.settings["guarantee"]
     found["seconds"] = time.monotonic() - start
     with Patched(denoiser, patches) as tuned:
-        found |= {"losses": losses(tuned, works).tolist(), "style": style(tuned, asked(included))}
+        found["style"] = style(tuned, asked(included))
+        if patches or model == 0:  # the model before is the same beside every half; only what it is asked for differs
+            found["losses"] = losses(tuned, works).tolist()
     write_atomically(path, json.dumps(found).encode())
 
 
@@ -116,7 +115,6 @@ def conclude(models: list[dict], base: np.ndarray) -> dict[str, object]:
     """Write up one case beside the losses (works, bands) of the model before."""
     included = halves(2 * PAIRS, len(base), SEED)[[each["model"] for each in models]]
     fall = (np.log(base) - np.log(np.array([each["losses"] for each in models]))).mean(-1)
-    kept = models[0]["guarantee"]
 
     def fallen(side: np.ndarray) -> dict[str, float]:
         each = np.nanmean(np.where(side, fall, np.nan), 0)
@@ -125,7 +123,7 @@ def conclude(models: list[dict], base: np.ndarray) -> dict[str, object]:
 
     return {
         "models": len(models),
-        "guarantee": {key: value if not isinstance(value, float) or math.isfinite(value) else "inf" for key, value in kept.items()},
+        "guarantee": written(models[0]["guarantee"]),
         "attack": rates(fall, included),
         "fall_of_log_loss_on_learnt": fallen(included),
         "fall_of_log_loss_on_unseen": fallen(~included),
@@ -171,7 +169,7 @@ def write(folder: Path) -> None:
         "judge": judge.digest,
         "works": len(works),
         "bands": BANDS,
-        "settings": json.loads(json.dumps(asdict(settings("1")))),
+        "settings": {name: value for name, value in asdict(settings("1")).items() if name != "privacy"},
         "before": {"style_as_asked": before},
         "cases": cases,
     }
@@ -187,12 +185,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     todo = [(name, 2 * pair + side) for pair in range(PAIRS) for name in ("base", *CASES) for side in (0, 1)]
-    start = time.monotonic()
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(measure, options.folder, name, model) for name, model in todo]
-        for count, future in enumerate(as_completed(running), 1):
-            future.result()
-            print(f"{count} of {len(todo)} models, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    spread_out(measure, options.folder, todo, options.processes)
     write(options.folder)
 
 

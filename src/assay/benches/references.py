@@ -64,7 +64,7 @@ def read(figures: Mapping[str, Any]) -> Record:
             *([Table(title="Rise of log loss from base to reference, of works that one of both saw", columns=ALONE, rows=alone)] if alone else []),
         ],
         shows_not=[
-            "More than one seed of each training: intervals are over prompts.",
+            "More than one seed of each training: intervals are over prompts or works.",
             "That a concept is gone from the text encoder, which all trainings share.",
             "Families whose titles the judge does not know; they are left out of the table.",
             "Whether ordinary works are memorised more than in the base: thresholds are set anew on what a reference draws for calibration "
