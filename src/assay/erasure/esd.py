@@ -18,7 +18,9 @@ and `unet` (all of it, norms too); a model in bfloat16 is trained through float3
 
 Cost a step, in passes of one latent: batch x (1 with gradient + 2 without + on average `ddim_steps` / `resample`). Known failure: neighbours of the
 concept lose detail or turn into each other (authors' issue 13), as nothing is preserved explicitly; the erased concept turns into no particular
-thing unless `toward_anchor`; prompts found by attack bring it back. The paper's learning rate moves a small model hardly at all.
+thing unless `toward_anchor`; prompts found by attack bring it back. The paper's learning rate moves a small model hardly at all. A style that x_t
+shows already is predicted almost alike under the empty prompt, so that the paper's objective hardly trains on it: on emoji64 it left the style in
+at every learning rate that left the others alone, while against the anchor, another style, it takes it out. Hence the preset `small`.
 """
 
 from __future__ import annotations
@@ -68,14 +70,14 @@ class Settings:
     erase_from: str = ""
     """Prompt to erase the concept from, leaving the concept alone elsewhere; empty erases it from its own prompts."""
     toward_anchor: bool = False
-    """Use the concept's anchor in place of the empty prompt (paper: no)."""
+    """Use the concept's anchor, if it has one, in place of the empty prompt (paper: no)."""
     strength: float = 1.0
     """Factor of the whole change; 0 changes nothing."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "small": {"steps": 150, "batch": 8, "learning_rate": 1e-4, "ddim_steps": 15, "resample": 3},
+    "small": {"steps": 80, "batch": 8, "learning_rate": 2e-4, "ddim_steps": 15, "resample": 3, "toward_anchor": True},
 }
 PROBE: dict[str, Any] = {"steps": 2, "ddim_steps": 2}
 """Settings that show in a second whether the method works on a model."""
@@ -110,7 +112,7 @@ def erase(
         A dense change of every weight of the group.
 
     Raises:
-        Misconfigured: a setting is out of range, there is no anchor to go toward, or the training diverged.
+        Misconfigured: a setting is out of range, the anchor is the concept itself, or the training diverged.
         Unsupported: the model is in float16.
     """
     weights = check(denoiser, concept, settings)
@@ -134,7 +136,7 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     """Return the weights to train, if everything is in order.
 
     Raises:
-        Misconfigured: a setting is out of range, or there is no anchor to go toward.
+        Misconfigured: a setting is out of range, or the anchor is the concept itself.
     """
     if settings.group not in GROUPS or settings.latents not in ("student", "base"):
         raise Misconfigured(
@@ -146,8 +148,8 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
         )
     if not (settings.learning_rate > 0 and math.isfinite(settings.eta)):
         raise Misconfigured("`learning_rate` must be positive and `eta` finite.", "The paper's values are 1e-5 and 1.")
-    if settings.toward_anchor and concept.anchor in ("", concept.name):
-        raise Misconfigured("`toward_anchor` needs an anchor other than the concept.", "Give one, or leave the setting off.")
+    if settings.toward_anchor and concept.anchor == concept.name:
+        raise Misconfigured("`toward_anchor` needs an anchor other than the concept.", "Give another, or leave the setting off.")
     return denoiser.group(GROUPS[settings.group])
 
 
