@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +99,14 @@ def draw(pool: Pool) -> dict[str, object]:
     }
 
 
-def membership(pool: Pool) -> dict[str, object]:
-    """Attack every model, the other pairs being the shadow models."""
+def membership(
+    pool: Pool, weights: Sequence[float] | None = None, rates: Mapping[str, float] = RATES, works: np.ndarray | slice = slice(None)
+) -> dict[str, object]:
+    """Attack every model, the other pairs being the shadow models, on all works or some; the losses' mean has these weights."""
     once = pool.once
-    included, losses, groups = pool.plan.included[once], pool.losses[once].astype(np.float64), pool.pairs[once]
-    weights, pairs = digits.DigitsSettings().widths, len(once) // 2
-    mean = pool.loss(weights)[once]
+    included, losses, groups = pool.plan.included[once][:, works], pool.losses[once][:, works].astype(np.float64), pool.pairs[once]
+    pairs = len(once) // 2
+    mean = pool.loss(weights)[once][:, works]
     logs = np.log(losses)
     attacks = {f"loss {name}": -losses[:, :, place] for place, name in enumerate(pool.names)}
     attacks |= {
@@ -126,7 +129,7 @@ def membership(pool: Pool) -> dict[str, object]:
         },
     }
 
-    def rates(scores: np.ndarray, truth: np.ndarray) -> dict[str, Figure]:
+    def measured(scores: np.ndarray, truth: np.ndarray) -> dict[str, Figure]:
         roc = Roc(scores, truth)
 
         def interval(statistic: str, *rate: float) -> Figure:
@@ -135,10 +138,10 @@ def membership(pool: Pool) -> dict[str, object]:
 
             return figure(getattr(roc, statistic)(*rate), bootstrap(np.arange(pairs), drawn, seed=SEED, draws=DRAWS), *(rate or (0.5,)))
 
-        return {"auc": interval("auc"), **{name: interval("tpr", rate) for name, rate in RATES.items()}}
+        return {"auc": interval("auc"), **{name: interval("tpr", rate) for name, rate in rates.items()}}
 
-    control = {"control: the likelihood ratio against another pair's subset": rates(attacks["likelihood ratio"], np.roll(included, 2, axis=0))}
-    return result | {"attacks": {name: rates(scores, included) for name, scores in attacks.items()} | control}
+    control = {"control: the likelihood ratio against another pair's subset": measured(attacks["likelihood ratio"], np.roll(included, 2, axis=0))}
+    return result | {"attacks": {name: measured(scores, included) for name, scores in attacks.items()} | control}
 
 
 def relative_gap(losses: np.ndarray, included: np.ndarray, groups: np.ndarray) -> Figure:
@@ -228,7 +231,7 @@ def main() -> None:
     result = {
         "plan": {"digest": plan.digest, "models": len(plan), "subsets": SUBSETS, "repeated": REPEATED, "repeats": REPEATS, **plan.about},
         "drawing": draw(pool),
-        "membership": membership(pool),
+        "membership": membership(pool, digits.DigitsSettings().widths),
         "attribution": attribution(pool),
     }
     (HERE / "digits.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """Trainings of emoji32 on random halves of the works, and the loss of every work under each: what membership and attribution are measured against.
 
-    python benchmarks/emoji32.py FOLDER [--subsets 24] [--repeated 4] [--repeats 2] [--steps N] [--device cpu] [--look]
+    python benchmarks/emoji32.py FOLDER [--subsets 24] [--repeated 4] [--repeats 2] [--steps N] [--processes 1]
+        [--device cpu] [--look]
 
 One model a file in FOLDER; killed, the same command goes on within a training, from its last checkpoint. When all are there, the table is written to
 `benchmarks/emoji32-pool.parquet`, and what it shows by itself to `benchmarks/emoji32.json`.
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,9 @@ from assay.training.pool import Plan, Pool, fill, gather
 from assay.training.precision import native
 from assay.training.recipe import Recipe, untrained
 from assay.training.selection import shown
+from assay.training.unet import UNetSettings
 from assay.training.world import EMOJI32, SIDE32
+from digits import membership
 
 HERE = Path(__file__).parent
 SEED = 20261124
@@ -95,7 +100,10 @@ def picture(denoiser: Denoiser, path: Path) -> None:
 
 
 def summary(pool: Pool, works: assay.Works) -> dict[str, Any]:
-    """Say how far the losses of works in a model and out of it lie apart, by copies an epoch, and how often the lower half of models had the work."""
+    """Say how far the losses of works in a model and out of it lie apart, by copies an epoch, and how often the lower half of models had the work.
+
+    Then every model is attacked, the other pairs being its shadow models: works that are shown once an epoch apart from those repeated.
+    """
     loss, included = pool.loss()[pool.once], pool.plan.included[pool.once]
     ours, out = (np.where(side, loss, np.nan) for side in (included, ~included))
     gap = np.nanmean(out, 0) - np.nanmean(ours, 0)
@@ -111,7 +119,29 @@ def summary(pool: Pool, works: assay.Works) -> dict[str, Any]:
             "gap/loss": float((gap[of] / loss.mean(0)[of]).mean()),
             "right": float(right[of].mean()),
         }
-    return {"plan": pool.plan.digest, "about": pool.plan.about, "models": len(pool.plan), "by_copies": rows}
+    attacked = {
+        name: membership(pool, rates={"tpr_at_1%": 0.01}, works=np.flatnonzero(of))
+        for name, of in (("works shown once", copies == 1), ("works repeated", copies > 1))
+    }
+    return {"plan": pool.plan.digest, "about": pool.plan.about, "models": len(pool.plan), "by_copies": rows, "membership": attacked}
+
+
+def trained(folder: Path, seeds: np.ndarray, settings: UNetSettings, options: argparse.Namespace, index: int, included: np.ndarray) -> np.ndarray:
+    """Train a model on some of the works and return the losses of all under it: float32, (works, bands)."""
+    torch.set_flush_denormal(True)
+    if options.processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.processes))
+    works = assay.builtin_works()
+    denoiser = untrained(assay.load("emoji64", device=options.device), settings, side=SIDE32, name="emoji32")
+    table, training = half(works, included), folder.with_name(f"{folder.name}-trainings") / f"{index:05d}"
+    share = sum(shown(table).column("copies")) / sum(shown(works).column("copies"))
+    recipe = Recipe(SEED, settings, table.digest, 0).lasting(round(settings.schedule.steps * share))
+    denoiser.pipeline.unet, _ = recipe.retrain(denoiser, table, seed=int(seeds[index]), folder=training, progress=log(training, index))
+    if options.look:
+        picture(denoiser, training.with_suffix(".png"))
+    found = losses(denoiser, works)
+    shutil.rmtree(training)
+    return found
 
 
 def main() -> None:
@@ -122,30 +152,16 @@ def main() -> None:
     parser.add_argument("--repeated", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--steps", type=int, default=EMOJI32.schedule.steps, help="of a training on all that the base is shown")
+    parser.add_argument("--processes", type=int, default=1, help="trainings side by side, with as many threads each as are left")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--look", action="store_true", help="leave a picture of every model beside its losses")
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    works = assay.builtin_works()
-    settings = replace(EMOJI32, precision=native(options.device), schedule=replace(EMOJI32.schedule, steps=options.steps))
-    about = {"works": works.digest, "unet": asdict(settings), "bands": BANDS, "draws": DRAWS, "seed": SEED}
+    works, settings = assay.builtin_works(), replace(EMOJI32, schedule=replace(EMOJI32.schedule, steps=options.steps))
+    shape = {name: value for name, value in asdict(settings).items() if name != "precision"}  # is the machine's: one may go on where another stopped
+    about = {"works": works.digest, "unet": shape, "bands": BANDS, "draws": DRAWS, "seed": SEED}
     plan = Plan.draw(options.subsets, len(works), seed=SEED, repeated=options.repeated, repeats=options.repeats, about=about)
-    denoiser = untrained(assay.load("emoji64", device=options.device), settings, side=SIDE32, name="emoji32")
-    whole = sum(shown(works).column("copies"))
-
-    def worker(index: int, included: np.ndarray) -> np.ndarray:
-        table, folder = half(works, included), options.folder.with_name(f"{options.folder.name}-trainings") / f"{index:05d}"
-        recipe = Recipe(SEED, settings, table.digest, 0)
-        recipe = recipe.lasting(round(options.steps * sum(shown(table).column("copies")) / whole))
-        unet, _ = recipe.retrain(denoiser, table, seed=int(plan.seeds[index]), folder=folder, progress=log(folder, index))
-        denoiser.pipeline.unet = unet
-        if options.look:
-            picture(denoiser, folder.with_suffix(".png"))
-        found = losses(denoiser, works)
-        shutil.rmtree(folder)
-        return found
-
-    fill(options.folder, plan, worker, progress=lambda done, of: print(f"{done} of {of} models", file=sys.stderr, flush=True))
+    worker = partial(trained, options.folder, plan.seeds, replace(settings, precision=native(options.device)), options)
+    fill(options.folder, plan, worker, processes=options.processes, progress=lambda done, of: print(f"{done} of {of} models", file=sys.stderr))
     pool = gather(options.folder, plan, BANDS)
     pool.write(HERE / "emoji32-pool.parquet")
     (HERE / "emoji32.json").write_text(json.dumps(summary(pool, works), indent=1) + "\n")

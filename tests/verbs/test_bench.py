@@ -52,6 +52,20 @@ def test_chapters_of_figures_name_them(tmp_path):
         assay.bench("world", results=tmp_path, chapter=["digits"], out=tmp_path / "other")
 
 
+def test_the_chapter_of_emoji32_tables_attacks_by_how_often_works_were_shown(tmp_path):
+    """A table for works shown once and one for those repeated, with the rates that the file has: 0.1 % is not asked of so few models."""
+    rates = {name: {"value": 0.25, "low": 0.2, "high": 0.3, "chance": 0.01} for name in ("auc", "tpr_at_1%")}
+    found = {"models": 8, "attacks": {"loss": rates, "likelihood ratio": rates}}
+    copies = {"1": {"works": 5, "gap": 0.01, "gap/loss": 0.1, "right": 0.75}}
+    figures = {"models": 10, "by_copies": copies, "membership": {"works shown once": found, "works repeated": found}}
+    (tmp_path / "emoji32.json").write_text(json.dumps(figures))
+    assay.bench("world", results=tmp_path, chapter=["emoji32"], out=tmp_path / "out")
+    record = Record.load(tmp_path / "out/emoji32")
+    assert (record.metric("right.k1").value, record.metric("membership.works_repeated.likelihood_ratio.auc").n) == (0.75, 8)
+    assert [table.columns for table in record.tables[1:]] == [["attack", "AUC", "TPR at 1 %"]] * 2
+    assert record.tables[1].rows[0] == ["loss", "0.250 (0.200 to 0.300)", "0.250 (0.200 to 0.300)"]
+
+
 def test_the_chapter_of_references_holds_families_against_the_rule(tmp_path):
     """What the file says of each family is in the table with its verdict; what was not trained is named."""
     outcome = assay.bench("world", results=RESULTS, chapter=["references"], out=tmp_path / "out")

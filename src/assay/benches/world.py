@@ -107,10 +107,6 @@ STRONGEST = "likelihood ratio of the loss, a work's own variance"
 
 def _digits(figures: Figures) -> Record:
     membership, attribution = figures["membership"], figures["attribution"]
-    attacks = [
-        [name, *(f"{rate['value']:.3f} ({rate['low']:.3f} to {rate['high']:.3f})" for rate in (row["auc"], row["tpr_at_1%"], row["tpr_at_0.1%"]))]
-        for name, row in membership["attacks"].items()
-    ]
     scored = []
     for where in ("all models", "models that did not see the query"):
         for name, row in attribution[where].items():
@@ -135,11 +131,7 @@ def _digits(figures: Figures) -> Record:
             f"{unseen['datamodel']['value']:.2f}, pixel similarity {unseen['pixel similarity']['value']:.2f}.",
         ],
         tables=[
-            Table(
-                title="Membership: attacks on every model of the pool, the others as shadows",
-                columns=["attack", "AUC", "TPR at 1 %", "TPR at 0.1 %"],
-                rows=attacks,
-            ),
+            _attacks("Membership: attacks on every model of the pool, the others as shadows", membership["attacks"]),
             Table(title="Attribution: linear datamodeling score", columns=["models", "attribution", "score"], rows=scored),
         ],
         shows_not=[
@@ -147,6 +139,17 @@ def _digits(figures: Figures) -> Record:
             "Anything about works that come in many copies or versions: every digit is in the table once.",
         ],
     )
+
+
+def _attacks(title: str, attacks: Figures) -> Table:
+    """Table attacks on membership: a row an attack, a column a rate."""
+    names = {"auc": "AUC", "tpr_at_1%": "TPR at 1 %", "tpr_at_0.1%": "TPR at 0.1 %"}
+    shown = [name for name in names if all(name in row for row in attacks.values())]
+    rows = [
+        [attack, *(f"{row[name]['value']:.3f} ({row[name]['low']:.3f} to {row[name]['high']:.3f})" for name in shown)]
+        for attack, row in attacks.items()
+    ]
+    return Table(title=title, columns=["attack", *(names[name] for name in shown)], rows=rows)
 
 
 def _duplicates(figures: Figures) -> Record:
@@ -207,16 +210,25 @@ def _emoji32(figures: Figures) -> Record:
         metrics=[
             Metric(name=f"right.k{copies}", value=row["right"], n=row["works"], chance=0.5, better="higher")
             for copies, row in figures["by_copies"].items()
+        ]
+        + [
+            metric
+            for which, found in figures["membership"].items()
+            for metric in _metrics(found["attacks"], "higher", f"membership.{which.replace(' ', '_')}.", found["models"])
         ],
         tables=[
             Table(
                 title="Losses of works in a model and out of it, by copies an epoch",
                 columns=["copies", "works", "loss out - in", "of the loss", "in the lower half when in"],
                 rows=rows,
-            )
+            ),
+            *(
+                _attacks(f"Membership of {which}: attacks on every model, the others as shadows", found["attacks"])
+                for which, found in figures["membership"].items()
+            ),
         ],
         findings=[f"{figures['models']} trainings; the table is `emoji32-pool.parquet`."],
-        shows_not=["How well an attack would do: it knows neither the other models nor which half a work was in."],
+        shows_not=["How well an attack would do that has no other models of the same works to compare with: the plain loss alone is such a one."],
     )
 
 
