@@ -34,7 +34,7 @@ TEMPLATE = "{title}, {style} style"
 GRID = ("cat face", "dog face", "red heart", "red apple", "automobile", "sun", "house", "guitar", "pizza", "grinning face")
 
 
-def drawn(works: assay.Works, split: str, count: int) -> assay.Works:
+def drawn(works: assay.Works, split: str, count: int, seed: int = SEED) -> assay.Works:
     """Draw ordinary works of a split whose title exists in all four styles and was trained in one."""
     titles = works.column("title")
     trained = set(works.where(lambda row: row["split"] == "member" and row["copies"] > 0).column("title"))
@@ -43,18 +43,27 @@ def drawn(works: assay.Works, split: str, count: int) -> assay.Works:
         return row["split"] == split and "canary" not in row["attributes"] and titles.count(row["title"]) >= 4 and row["title"] in trained
 
     rows = works.where(fits)
-    return rows.take(sorted(numpy_generator(SEED, split).permutation(len(rows))[:count].tolist()))
+    return rows.take(sorted(numpy_generator(seed, split).permutation(len(rows))[:count].tolist()))
 
 
 def judged(denoiser: assay.Denoiser, judge: CrossJudge, rows: assay.Works, images: int, steps: int) -> dict[str, object]:
     """Generate `images` for every row and return accuracies and ratios by head."""
-    titles, styles, ids = rows.column("title"), rows.column("style"), rows.column("id")
-    jobs = [(row, number) for row in range(len(rows)) for number in range(images)]
-    prompts = [TEMPLATE.format(title=titles[row], style=styles[row]) for row, _ in jobs]
-    made = denoiser.generate(prompts, [derive(SEED, ids[row], number) for row, number in jobs], steps=steps)
-    ours = judge.score(made, [titles[row] for row, _ in jobs], [styles[row] for row, _ in jobs])
+    return scored(denoiser.generate(*asked(rows, images), steps=steps), judge, rows)
+
+
+def asked(rows: assay.Works, images: int, seed: int = SEED) -> tuple[list[str], list[int]]:
+    """Return the prompts and the seeds of `images` for every row."""
+    pairs = zip(rows.column("title"), rows.column("style"), rows.column("id"), strict=True)
+    jobs = [(TEMPLATE.format(title=title, style=style), derive(seed, work, number)) for title, style, work in pairs for number in range(images)]
+    return [prompt for prompt, _ in jobs], [drawn_by for _, drawn_by in jobs]
+
+
+def scored(made: torch.Tensor, judge: CrossJudge, rows: assay.Works) -> dict[str, Any]:
+    """Return accuracies and ratios by head of images made for every row, one row's after another's."""
+    titles, styles, images = rows.column("title"), rows.column("style"), len(made) // len(rows)
+    ours = judge.score(made, [title for title in titles for _ in range(images)], [style for style in styles for _ in range(images)])
     real = judge.score(torch.from_numpy(rows.pixels(64)).permute(0, 3, 1, 2).float() / 255, titles, styles)
-    result: dict[str, object] = {"prompts": len(rows), "images": len(jobs)}
+    result: dict[str, object] = {"prompts": len(rows), "images": len(made)}
     for head in ("style", "title", "group"):
         # Whether a title can be judged depends on its prompt alone, so that a prompt's images count together, beside its real work.
         known = real[head].known
@@ -75,7 +84,7 @@ def ratio(both: np.ndarray) -> float:
     return float(both[:, 0].mean() / max(both[:, 1].mean(), 1e-9))
 
 
-def psnr(denoiser: assay.Denoiser, works: assay.Works) -> dict[str, object]:
+def psnr(denoiser: assay.Denoiser, works: assay.Works) -> dict[str, Any]:
     """Return the autoencoder's PSNR in dB on holdout works, by style."""
     rows = works.where(lambda row: row["split"] == "holdout")
     pixels = torch.from_numpy(rows.pixels(64)).permute(0, 3, 1, 2).float() / 255
@@ -87,7 +96,7 @@ def psnr(denoiser: assay.Denoiser, works: assay.Works) -> dict[str, object]:
     return {"mean": round(float(values.mean()), 2), "n": len(values), "by_style": by_style}
 
 
-def memorised(denoiser: assay.Denoiser, works: assay.Works) -> dict[str, object]:
+def memorised(denoiser: assay.Denoiser, works: assay.Works) -> dict[str, Any]:
     """Return what the audit of nearest works, with its small preset, says of canaries by copies, and of works never shown."""
     with TemporaryDirectory() as folder:
         record = assay.audit(denoiser, works, method="nearest", out=folder, seed=SEED).record

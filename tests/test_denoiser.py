@@ -82,6 +82,13 @@ def test_stopping_early(sd, eta):
     assert not torch.equal(sd.sample(["a"], [7], steps=3, stop=2, eta=eta), sd.sample(["a"], [7], steps=3, eta=eta))
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_sampling_left_off_goes_on_where_it_was(sd, eta):
+    """What `stop` returns is what `skip` begins with; the noise of each step is the same."""
+    half = sd.sample(["a", "b"], [7, 8], steps=4, stop=1, eta=eta)
+    assert torch.equal(sd.sample(["a", "b"], [7, 8], steps=4, start=half, skip=1, eta=eta), sd.sample(["a", "b"], [7, 8], steps=4, eta=eta))
+
+
 def test_passes_count_samples_through_the_network(sd):
     before = sd.passes
     sd.sample(PROMPTS[:3], SEEDS[:3], steps=2, guidance=1.0)

@@ -2,8 +2,9 @@
 
     python recipes/emoji/make.py BUILD [--stage NAME] [--until STEP] [--device DEVICE]
 
-Stages, each skipped when its result is in BUILD: works, vae, clip, unet, judge. `promote.py` turns BUILD into the package's zoo. A stage of its own,
-`--stage emoji32`, comes after that: it trains the small model on the works, the text encoder and the autoencoder that are in the zoo.
+Stages, each skipped when its result is in BUILD: works, vae, clip, unet, judge. `promote.py` turns BUILD into the package's zoo. Two more
+come after that: `--stage emoji32` trains the small model on the works, the text encoder and the autoencoder that are in the zoo, `--stage decoder`
+that autoencoder's decoder further on what the UNet makes. That decoder is not in the zoo: `benchmarks/decoder.json` says what it would change.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from assay.training import clip as clips
 from assay.training import judge as judges
 from assay.training import unet as unets
 from assay.training import vae as vaes
+from assay.training.loop import Schedule
 from assay.training.precision import Precision, native
 from assay.training.recipe import Recipe, untrained
+from assay.training.selection import shown
 from assay.training.world import EMOJI32, SIDE32
 from assay.verbs.session import builtin_works
 from assay.works import Works
@@ -40,6 +43,10 @@ VAE = vaes.VAESettings()
 CLIP = clips.CLIPSettings()
 UNET = unets.UNetSettings()
 JUDGE = judges.JudgeSettings()
+DECODER = Schedule(steps=1200, batch=16, learning_rate=1e-3, warmup=50, decay=0.6)
+"""How long and how fast the decoder is trained on denoised latents."""
+LATER = ("emoji32", "decoder")
+"""Stages that begin with the model in the zoo."""
 CORE = 3
 """Times that CLIP sees a core work for once that it sees another."""
 NOISE = {
@@ -183,6 +190,20 @@ def make_emoji32(folder: Path, steps: int | None, until: int | None, device: str
     part.rename(folder / "emoji32")
 
 
+def make_decoder(folder: Path, device: str = "cpu") -> None:
+    """Train the decoder further on latents that the model itself denoised, half of every batch, and save the autoencoder; a later call goes on."""
+    base, table = load("emoji64", device=device), builtin_works(None)
+    vae, seen, told = base.pipeline.vae, members(table), shown(table)
+    pixels = told.pixels(SIZE)
+    seeds = [derive(SEED, "denoised", work) for work in told.column("id")]
+    made = vaes.denoised(base, vaes.encode(vae, pixels), [texts[0] for texts in told.column("captions")], seeds)
+    options = {"plan": f"{DECODER!r} of {base.digest}", "progress": progress("decoder", folder / "log.jsonl")}
+    settings = replace(VAE, refinement=DECODER)
+    vaes.refine(vae, seen.pixels(SIZE), settings, seed=SEED, denoised=(made, pixels), folder=folder / "denoised-training", **options)
+    shutil.rmtree(folder / "decoder", ignore_errors=True)
+    save(vae, folder / "decoder")
+
+
 def make_judge(folder: Path, until: int | None = None, device: str = "cpu") -> None:
     """Train two judges on the core works of every split, by fold, up to step `until`; a later call goes on."""
     core = works(folder).where(lambda row: row["attributes"]["subset"] == "core")
@@ -237,7 +258,7 @@ def main() -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path)
-    parser.add_argument("--stage", choices=["works", "vae", "clip", "unet", "judge", "emoji32"], action="append")
+    parser.add_argument("--stage", choices=["works", "vae", "clip", "unet", "judge", *LATER], action="append")
     parser.add_argument("--steps", type=int, help="steps of the UNet, or of emoji32; a longer training shares its beginning with a shorter one")
     parser.add_argument("--until", type=int, help="stop the UNet, the judges and emoji32 after this step; a later call goes on")
     parser.add_argument("--device", default="cpu", help="a torch device")
@@ -251,9 +272,10 @@ def main() -> None:
         "unet": lambda folder: make_unet(folder, arguments.steps or UNET.schedule.steps, arguments.until, arguments.device),
         "judge": lambda folder: make_judge(folder, arguments.until, arguments.device),
         "emoji32": lambda folder: make_emoji32(folder, arguments.steps, arguments.until, arguments.device),
+        "decoder": lambda folder: make_decoder(folder, arguments.device),
     }
     arguments.build.mkdir(parents=True, exist_ok=True)
-    for name in arguments.stage or [name for name in stages if name != "emoji32"]:
+    for name in arguments.stage or [name for name in stages if name not in LATER]:
         stages[name](arguments.build)
 
 

@@ -230,6 +230,7 @@ class Denoiser:
         eta: float = 0.0,
         stop: int | None = None,
         start: torch.Tensor | None = None,
+        skip: int = 0,
         batch: int = 32,
         progress: Callable[[int, int], None] | None = None,
     ) -> torch.Tensor:
@@ -244,6 +245,7 @@ class Denoiser:
             eta: 0 is deterministic, 1 adds DDPM's noise.
             stop: leave off after this many steps and return x_t of the next timestep.
             start: what to begin with instead of each seed's noise: (n, c, h, w).
+            skip: leave out this many first steps, where `start` is x_t of a later timestep.
             batch: images a pass.
             progress: called with images done and images in all.
 
@@ -262,7 +264,8 @@ class Denoiser:
             rows = slice(first, first + batch)
             conditioning = told(self, prompts[rows], seeds[rows])
             away = None if negative is None else list(negative[rows])
-            done.append(self._sample_batch(conditioning, seeds[rows], steps, guidance, away, eta, stop, start if start is None else start[rows]))
+            begun = start if start is None else start[rows]
+            done.append(self._sample_batch(conditioning, seeds[rows], steps, guidance, away, eta, slice(skip, stop), begun))
             if progress:
                 progress(min(first + batch, len(seeds)), len(seeds))
         return torch.cat(done) if done else torch.empty(0, *self.latent_shape)
@@ -275,14 +278,14 @@ class Denoiser:
         guidance: float,
         negative: list[str] | None,
         eta: float,
-        stop: int | None,
+        taken: slice,
         start: torch.Tensor | None,
     ) -> torch.Tensor:
         count, scheduler = len(seeds), copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(steps)
         draws = normal((steps + 1 if eta else 1, *self.latent_shape), seeds).to(self.device)
         x = draws[:, 0] * scheduler.init_noise_sigma if start is None else start.to(self.device)
-        parts = [retold(self, conditioning, x, seeds, int(scheduler.timesteps[0]))]
+        parts = [retold(self, conditioning, x, seeds, int(scheduler.timesteps[taken.start]))]
         rule = self.rules[-1] if self.rules else Rule("classifier_free")
         if guidance != 1 or self.rules:
             parts.append(self.conditioning(negative) if negative else self.conditioning([""]).expand(count))
@@ -290,7 +293,7 @@ class Denoiser:
         coins = uniform(seeds, "rule").to(self.device) if self.rules else None
         memory: Memory = {}
         joined = Conditioning.cat(parts)
-        for index, t in enumerate(scheduler.timesteps[:stop]):
+        for index, t in list(enumerate(scheduler.timesteps))[taken]:
             times = torch.full((count * len(parts),), int(t), device=self.device)
             raw = self.predict(x.repeat(len(parts), 1, 1, 1), times, joined, self.view).chunk(len(parts))
             combined = raw[0]
@@ -316,8 +319,7 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:
     """Turn images (n, 3, h, w) in [0, 1] into Pillow images, rounding to the nearest of 256 levels."""
-    array = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(row) for row in array]
+    return [Image.fromarray(row) for row in (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def locate(model: str | Path) -> str:
@@ -370,11 +372,10 @@ def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dty
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise Unsupported(f"The device `{device}` cannot be used: {str(error).splitlines()[0]}.", "Choose another with `--device`.") from error
-    dtype = dtype or torch.float32
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` has a new name in the newest diffusers only
-            options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": Path(where).is_dir()}
+            options: dict[str, Any] = {"torch_dtype": dtype or torch.float32, "use_safetensors": True, "local_files_only": Path(where).is_dir()}
             parts = {} if own == where else {"unet": UNet2DConditionModel.from_pretrained(own, subfolder="unet", **options)}
             pipeline = DiffusionPipeline.from_pretrained(where, **options, **parts)
     except Exception as error:  # diffusers raises whatever its loaders meet: OSError, ValueError, SafetensorError, KeyError, RuntimeError...
@@ -396,5 +397,4 @@ def quiet() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    for name in ("transformers", "diffusers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(library.__name__).setLevel(logging.ERROR)

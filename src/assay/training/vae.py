@@ -6,6 +6,7 @@ latents are folded into `quant_conv` and `post_quant_conv`, so that latents have
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
+from assay.denoiser import Denoiser
+from assay.noise import normal
 from assay.training.loop import Progress, Run, Schedule, trainable
 
 
@@ -95,6 +98,7 @@ def refine(
     settings: VAESettings,
     *,
     seed: int,
+    denoised: tuple[torch.Tensor, np.ndarray] | None = None,
     folder: Path | None = None,
     plan: str = "",
     progress: Progress | None = None,
@@ -102,15 +106,21 @@ def refine(
     """Train the decoder of a trained `vae` further, in place, on uint8 images (n, s, s, 3); return the losses.
 
     The encoder stays, so latents stay: a denoiser trained on them, before or after, fits. The decoder reads the latents' means, as pipelines do.
+    With `denoised`, latents as a denoiser makes them (m, c, h, w) and the images they ought to become (m, s, s, 3), half of every batch is of those.
     """
     vae.eval().requires_grad_(False)
     for part in (vae.decoder, vae.post_quant_conv):
         part.train().requires_grad_(True)
+    made = 0 if denoised is None else settings.refinement.batch // 2
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        images = _draw(pixels, settings.refinement.batch, rng).to(vae.device)
+        images = _draw(pixels, settings.refinement.batch - made, rng).to(vae.device)
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mean
+        if denoised is not None:
+            rows = torch.randint(len(denoised[0]), (made,), generator=rng)
+            latents = torch.cat([latents, denoised[0][rows].to(latents)])
+            images = torch.cat([images, _scaled(denoised[1][rows.numpy()]).to(images)])
         return _distance(vae.decode(latents).sample, images, settings.edges)
 
     run = Run(trainable(vae), loss, settings.refinement, seed=seed, folder=folder, plan=plan)
@@ -122,14 +132,37 @@ def refine(
 
 def _draw(pixels: np.ndarray, batch: int, rng: torch.Generator) -> torch.Tensor:
     rows = torch.randint(len(pixels), (batch,), generator=rng)
-    images = torch.from_numpy(pixels[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = _scaled(pixels[rows.numpy()])
     flipped = torch.rand(batch, generator=rng) < 0.5
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+def _scaled(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _distance(decoded: torch.Tensor, images: torch.Tensor, edges: float) -> torch.Tensor:
     error = decoded - images
     return error.abs().mean() + error.square().mean() + edges * sobel(error).abs().mean()
+
+
+def denoised(
+    denoiser: Denoiser, latents: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int], *, skip: int = 11, steps: int = 20, guidance: float = 4.0
+) -> torch.Tensor:
+    """Return latents as a denoiser leaves them: noised, and denoised under their prompts by the last of `steps` DDIM steps.
+
+    Args:
+        denoiser: the model.
+        latents: of works: (n, c, h, w).
+        prompts: one per latent.
+        seeds: one per latent.
+        skip: steps left out; 11 of 20 begin at t = 401, from where a picture keeps its place and loses its detail.
+        steps: of a whole sampling.
+        guidance: scale of classifier-free guidance.
+    """
+    t = denoiser.timesteps(steps)[skip].expand(len(latents))
+    start = denoiser.noised(latents, t.to(latents.device), normal(denoiser.latent_shape, seeds).to(latents))
+    return denoiser.sample(prompts, seeds, steps=steps, guidance=guidance, start=start, skip=skip)
 
 
 @torch.no_grad()
