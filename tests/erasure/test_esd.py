@@ -197,8 +197,11 @@ def test_refuses_settings_out_of_range(denoiser, bad: dict[str, Any]):
 
 
 def test_refuses_to_go_toward_the_concept(denoiser):
-    with pytest.raises(Misconfigured, match="anchor"):
-        esd.erase(denoiser, Concept("cat", anchor="cat"), esd.Settings(toward_anchor=True))
+    """A family's name is no member of it: what is called so may take its place."""
+    for members in ((), ("black cat", "cat")):
+        with pytest.raises(Misconfigured, match="anchor"):
+            esd.erase(denoiser, Concept("cat", "object", anchor="cat", members=members), esd.Settings(toward_anchor=True))
+    esd.check(denoiser, Concept("cat", "object", anchor="cat", members=("black cat",)), esd.Settings(toward_anchor=True))
 
 
 def test_without_an_anchor_goes_toward_the_empty_prompt(denoiser):

@@ -112,7 +112,7 @@ def erase(
         A dense change of every weight of the group.
 
     Raises:
-        Misconfigured: a setting is out of range, the anchor is the concept itself, or the training diverged.
+        Misconfigured: a setting is out of range, the anchor is the concept itself or one of its members, or the training diverged.
         Unsupported: the model is in float16.
     """
     weights = check(denoiser, concept, settings)
@@ -136,7 +136,7 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     """Return the weights to train, if everything is in order.
 
     Raises:
-        Misconfigured: a setting is out of range, or the anchor is the concept itself.
+        Misconfigured: a setting is out of range, or the anchor is the concept itself or one of its members.
     """
     if settings.group not in GROUPS or settings.latents not in ("student", "base"):
         raise Misconfigured(
@@ -148,7 +148,7 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
         )
     if not (settings.learning_rate > 0 and math.isfinite(settings.eta)):
         raise Misconfigured("`learning_rate` must be positive and `eta` finite.", "The paper's values are 1e-5 and 1.")
-    if settings.toward_anchor and concept.anchor == concept.name:
+    if settings.toward_anchor and concept.anchor in (concept.members or (concept.name,)):
         raise Misconfigured("`toward_anchor` needs an anchor other than the concept.", "Give another, or leave the setting off.")
     return denoiser.group(GROUPS[settings.group])
 
