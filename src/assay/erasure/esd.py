@@ -148,7 +148,7 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
         )
     if not (settings.learning_rate > 0 and math.isfinite(settings.eta)):
         raise Misconfigured("`learning_rate` must be positive and `eta` finite.", "The paper's values are 1e-5 and 1.")
-    if settings.toward_anchor and concept.anchor in (concept.members or (concept.name,)):
+    if settings.toward_anchor and any(target == anchor for target, anchor in concept.pairs()):
         raise Misconfigured("`toward_anchor` needs an anchor other than the concept.", "Give another, or leave the setting off.")
     return denoiser.group(GROUPS[settings.group])
 
