@@ -3,7 +3,8 @@
     python benchmarks/decoder.py BUILD/decoder [--prompts 200] [--images 4]
 
 BUILD/decoder is what `recipes/emoji/make.py BUILD --stage decoder` leaves. The same latents are decoded by the decoder that ships and by that one, so
-that nothing else differs. Prompts are trained pairs, drawn by a seed of their own: those of `emoji64.py` were looked at while this was tried out.
+that nothing else differs: of images made for trained pairs, and of the works of those pairs, encoded, which is the most that a denoiser of these
+latents can be asked for. Pairs are drawn by a seed of their own: those of `emoji64.py` were looked at while this was tried out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import assay
 from assay.denoiser import to_pictures
 from assay.judge import CrossJudge
 from assay.reports.pictures import grid
+from assay.training.vae import encode
 from assay.verbs.session import zoo
 from emoji64 import asked, drawn, psnr, scored
 
@@ -48,6 +50,7 @@ def main() -> None:
     rows = drawn(works, "member", options.prompts, SEED)
     prompts, seeds = asked(rows, options.images, SEED)
     latents = denoiser.sample(prompts, seeds, steps=STEPS)
+    encoded = encode(denoiser.pipeline.vae, rows.pixels(64))
     result: dict[str, Any] = {
         "model": denoiser.digest,
         "works": works.digest,
@@ -58,7 +61,11 @@ def main() -> None:
     pictures = []
     for name in ("as it ships", "trained on denoised latents"):
         images = decoded(denoiser, latents)
-        result[name] = {"vae_psnr_db_on_holdout": psnr(denoiser, works), "trained_pairs": scored(images, judge, rows)}
+        result[name] = {
+            "vae_psnr_db_on_holdout": psnr(denoiser, works),
+            "trained_pairs": scored(images, judge, rows),
+            "works_encoded": scored(decoded(denoiser, encoded), judge, rows),
+        }
         pictures.append(to_pictures(images[:: options.images][:SHOWN]))
         denoiser.pipeline.vae = AutoencoderKL.from_pretrained(options.decoder).half().float().eval()  # rounded as it would ship
     real = to_pictures(torch.from_numpy(rows.pixels(64)[:SHOWN]).permute(0, 3, 1, 2) / 255)
