@@ -3,8 +3,8 @@
     python benchmarks/attacks.py [--folder out/bench-attacks] [--limit SECONDS] [--patch no-families=PATH] [--patch no-noto=PATH] ...
                                  [--methods A,B] [--attacks A,B] [--concept NAME]
 
-Hours on two cores (`assay bench attacks --measure --dry-run` says how many here). It goes on where it was, and writes what there is. With --limit 0
-it only writes what the folder holds.
+Hours on two cores (`assay bench attacks --measure --dry-run` says how many here). It goes on where it was, also on another machine: cells that are in
+`benchmarks/attacks.json` are not made again. It writes what there is; with --limit 0 only that.
 """
 
 from __future__ import annotations

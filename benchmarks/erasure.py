@@ -1,8 +1,10 @@
 """Every eraser on nine concepts, judged against retraining: `benchmarks/erasure.json` and `benchmarks/erasure.png`.
 
     python benchmarks/erasure.py [--folder out/bench-erasure] [--limit SECONDS] [--patch again=PATH] [--patch no-noto=PATH] ...
+                                 [--methods A,B] [--concept NAME]
 
-Hours on two cores (`assay bench erasure --measure --dry-run` says how many here). It goes on where it was, and writes what there is.
+Hours on two cores (`assay bench erasure --measure --dry-run` says how many here). It goes on where it was, also on another machine: cells that are in
+`benchmarks/erasure.json` are not made again. It writes what there is.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("out/bench-erasure"))
     parser.add_argument("--limit", type=float)
     parser.add_argument("--patch", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--methods")
+    parser.add_argument("--concept", action="append", default=[])
     options = parser.parse_args()
-    outcome = assay.bench("erasure", measure=True, out=options.folder, limit=options.limit, patches=options.patch, display=Lines())
+    chosen = {"methods": options.methods, "concept": options.concept, "patches": options.patch}
+    outcome = assay.bench("erasure", measure=True, results=HERE, out=options.folder, limit=options.limit, **chosen, display=Lines())
     for name in ("erasure.json", "erasure.png"):
         shutil.copyfile(options.folder / name, HERE / name)
     for finding in outcome.record.findings if outcome.record else []:

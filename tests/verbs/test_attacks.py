@@ -200,6 +200,22 @@ def test_what_is_stored_is_shown_without_a_model(whole, tmp_path):
     assert json.loads("\n".join(lines))["format"] == "assay/bench-attacks/1"
 
 
+def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tmp_path):
+    """As on another machine: nothing that was stored is made again; of another seed all five rows of the attack are."""
+    _, outcome, _ = whole
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    for name in ("attacks.json", "attacks.png"):
+        shutil.copy(outcome.out / name, stored)
+    found = ask(works, tmp_path / "out", results=stored)
+    assert not list((tmp_path / "out-kept").rglob("cell.json"))
+    assert of(found).cells == of(outcome).cells
+    assert (found.out / "attacks.png").read_bytes() == (stored / "attacks.png").read_bytes()
+    more = {"results": stored, "dry_run": True}
+    assert ask(works, tmp_path / "a", **more).extra["lines"][0].startswith("0 of 4 cells are left")
+    assert ask(works, tmp_path / "b", **more, seed=1).extra["lines"][0].startswith("4 of 4 cells are left")
+
+
 def test_a_plan_is_priced_without_making_anything(works, tmp_path):
     """Base and UCE under one attack: 2 sets of plain images and 2 of attacked ones, 3 prompts, 2 steps, 2 passes each; searches end after 30 s."""
     outcome = ask(works, tmp_path / "out", methods=["uce"], dry_run=True)

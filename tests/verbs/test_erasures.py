@@ -135,6 +135,42 @@ def test_models_that_were_measured_need_not_be_given_again(whole, works):
     assert len(of(ask(works, folder / "out")).cells) == 10
 
 
+def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tmp_path):
+    """As on another machine: one more eraser is made, with the base beside it, and nothing that was stored; then nothing is left to make."""
+    _, outcome, _ = whole
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    for name in ("erasure.json", "erasure.png"):
+        shutil.copy(outcome.out / name, stored)
+    display = Stops()
+    given = {"results": stored, "concept": ["solid", "circle"], "methods": "uce,negative_prompt,rece"}
+    found = ask(works, tmp_path / "out", **given, display=display)
+    made = {file.parent.name for file in (tmp_path / "out-kept").rglob("cell.json")}
+    assert made == {"base", "rece"}
+    assert any(text.startswith("10 cells are those of") for text in display.said)
+    before, after = of(outcome), of(found)
+    assert len(after.cells) == 12
+    for name in ("solid", "circle"):
+        rows = after.of(name)
+        assert {row: rows[row].shares for row in before.of(name)} == {row: cell.shares for row, cell in before.of(name).items()}
+        assert {row: rows[row].kid for row in before.of(name)} == {row: cell.kid for row, cell in before.of(name).items()}
+    assert after.of("circle")["rece"].kid.keys() == {"base.judge", "base.fixed"}
+    assert [about.scale for about in after.concepts] == [about.scale for about in before.concepts]
+    assert (found.out / "erasure.png").read_bytes() == (stored / "erasure.png").read_bytes()  # ten cells in it, four in the folder
+    shutil.copy(found.out / "erasure.json", stored)
+    ask(works, tmp_path / "third", **given)
+    assert not list((tmp_path / "third-kept").rglob("cell.json"))
+
+
+def test_stored_cells_of_another_plan_are_not_taken(whole, works, tmp_path):
+    """Of another seed: the base and UCE of one concept are priced anew, two cells."""
+    _, outcome, _ = whole
+    given = {"concept": ["circle"], "methods": "uce", "results": outcome.out, "dry_run": True}
+    assert ask(works, tmp_path / "a", **given).extra["lines"][0].startswith("0 of 2 cells are left")
+    assert ask(works, tmp_path / "b", **given, seed=1).extra["lines"][0].startswith("2 of 2 cells are left")
+    assert ask(works, tmp_path / "c", **given, settings=SMALL | {"steps": 3}).extra["lines"][0].startswith("2 of 2 cells are left")
+
+
 class Names:
     """Says the titles it was given as the first of five that hold every title asked for."""
 

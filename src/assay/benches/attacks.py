@@ -48,6 +48,8 @@ class Cell(Part):
     """base, reference, an eraser, or several joined by `+`."""
     attack: str
     """The attack."""
+    plan: str = ""
+    """Digest of all that the cell depends on but which model a row was given, which `patches` says."""
     failed: str = ""
     """Why there is nothing, in words."""
     patches: list[str] = Field(default_factory=list)

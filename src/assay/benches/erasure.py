@@ -155,6 +155,8 @@ class Cell(Part):
     """Name of the subject."""
     row: str
     """base, again, reference or a method."""
+    plan: str = ""
+    """Digest of all that the cell depends on but which model a row was given, which `patch` says."""
     failed: str = ""
     """Why there is nothing, in words."""
     patch: str = ""

@@ -84,6 +84,7 @@ class Bench:
         self.joined = list(dict.fromkeys([*COMBINATIONS, *(row for row in more if "+" in row), *kept_before]))
         self.modules = {row["name"]: import_module(row["module"]) for row in table("attacks")}
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
+        self.before: dict[tuple[str, str, str], Cell] = {}
         self._asked: dict[str, tuple[Concept, Ground, dict[str, str]]] = {}
         self._made: tuple[tuple[str, str], list[Patch]] | None = None
         self._failed: dict[tuple[str, str], str] = {}
@@ -163,6 +164,20 @@ class Bench:
             wanted["method"] = plan.get("method")
         return found if plan == wanted else None
 
+    def mark(self, name: str, row: str, attack: str) -> str:
+        """Return the digest of all that a cell depends on but which model a row was given."""
+        return digest_of(self.plan_of(name, row, attack) | ({"method": None} if row in MODELS else {}))
+
+    def take(self, stored: Results) -> None:
+        """Count stored cells of this plan among those that are there, wherever they were made; what is not of this plan is left out."""
+        rows = [*MODELS, *self.rows.modules, *self.joined]
+        for cell in stored.cells:
+            pair = cell.concept, cell.row
+            if cell.concept in self.subjects and cell.row in rows and cell.attack in self.modules and cell.plan == self.mark(*pair, cell.attack):
+                given = self.rows.given(self.subjects[cell.concept], cell.row) if cell.row in MODELS else None
+                if given is None or cell.patches == [given.digest]:
+                    self.before[*pair, cell.attack] = cell
+
     def left(self, cells: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
         """Return the cells that are not there yet; a changed plan is refused.
 
@@ -173,7 +188,7 @@ class Bench:
             OutFolder.check(self.row_folder(name, row), self.row_plan(name, row))
         for cell in cells:
             OutFolder.check(self.folder_of(*cell), self.plan_of(*cell))
-        return [cell for cell in cells if not (self.folder_of(*cell) / "cell.json").exists()]
+        return [cell for cell in cells if cell not in self.before and not (self.folder_of(*cell) / "cell.json").exists()]
 
     def cost(self, cells: Sequence[tuple[str, str, str]]) -> dict[str, int]:
         """Return the passes, those with gradients, and the images of cells, with erasers and plain images that are not kept yet; without searches.
@@ -310,7 +325,9 @@ class Bench:
         concepts, cells = [], []
         for name, subject in self.subjects.items():
             concept, rows = self.asked(name)[0], self.rows_of(name)
-            there = [cell for row in dict.fromkeys([*MODELS, *rows]) for attack in self.attacks if (cell := self.cell(name, row, attack))]
+            pairs = [(row, attack) for row in dict.fromkeys([*MODELS, *rows]) for attack in self.attacks]
+            there = [cell for pair in pairs if (cell := self.cell(name, *pair) or self.before.get((name, *pair)))]
+            there = [cell.model_copy(update={"plan": self.mark(name, cell.row, cell.attack)}) for cell in there]
             rows = [row for row in dict.fromkeys([*MODELS, *rows]) if row in rows or any(cell.row == row for cell in there)]
             more = {"anchor": concept.anchor, "members": list(concept.members), "rows": rows}
             concepts.append(About(name=name, kind=subject.kind, reference=subject.reference, **more))

@@ -59,7 +59,7 @@ def measured(
         patches: NAME=PATH of models to hold erasers against.
         settings: of the cells, where they differ from the default.
         limit: stop after so many seconds, at the end of a cell.
-        stored_in: the folder of stored results, where those of the bench of erasers may be.
+        stored_in: the folder of stored results; their cells of the same plan are not made again. Those of the bench of erasers may be there too.
         dry_run: plan only.
 
     Returns:
@@ -72,6 +72,7 @@ def measured(
     listed = pages.choose(session, table, concepts, kind, SUBJECTS)
     given = dict(pages.named(text) for text in patches)
     bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given, rows)
+    pages.take(bench, stored_in / f"{NAME}.json", Results, "the bench of attacks")
     cells = [cell for cell in bench.planned if not concepts or cell[0] in concepts]
     cells = [cell for cell in cells if (not rows or cell[1] in (*MODELS, *rows)) and (not attacks or cell[2] in attacks)]
     if dry_run:
@@ -90,7 +91,7 @@ def measured(
     bench.measure(cells, limit)
     folder, found = OutFolder(out, plan), bench.results()
     if (name := clearest(found)) is not None:
-        write_atomically(folder / f"{NAME}.png", small_png(bench.page(found, name), LARGEST))
+        pages.keep_page(bench, lambda: small_png(bench.page(found, name), LARGEST), stored_in / f"{NAME}.png", folder / f"{NAME}.png")
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
 
     def pictured(about: About, where: Path) -> list[Picture]:

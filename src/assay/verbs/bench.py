@@ -52,7 +52,8 @@ def bench(
 
     Args:
         subject: what to put side by side: `world`, `erasure`, every eraser, or `attacks`, every attack on every eraser.
-        results: folder of the stored results, with the scripts that wrote them.
+        results: folder of the stored results, with the scripts that wrote them. Cells of erasers and attacks that are stored there are not made
+            again, on whichever machine they were made, if all that they depend on is the same.
         chapter: only these; all by default.
         retrain: run the scripts first; they keep what they have in `out`-kept and go on from there when killed.
         measure: make the cells that are not there yet; they are kept in `out`-kept, and the report is made from those that are.
@@ -87,7 +88,7 @@ def bench(
             return (erasure_report if subject == "erasure" else attacks_report).stored(results, out, started)
         session, rows, given = Session("bench", model, out, seed, device, display=display), _listed(methods), settings or {}
         if subject == "erasure":
-            return erasure_report.measured(session, works, rows, concept, kind, patches, given, limit, dry_run=dry_run)
+            return erasure_report.measured(session, works, rows, concept, kind, patches, given, limit, results, dry_run=dry_run)
         return attacks_report.measured(session, works, rows, _listed(attacks), concept, kind, patches, given, limit, results, dry_run=dry_run)
     names = list(chapter) or list(world.QUESTIONS)
     if unknown := [name for name in names if name not in world.QUESTIONS]:

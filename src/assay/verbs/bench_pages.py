@@ -17,7 +17,7 @@ from assay.denoiser import Denoiser
 from assay.errors import BadInput, Misconfigured, Missing
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
-from assay.record import Dossier, Entry, Part, Picture, Record, sha256_file
+from assay.record import Dossier, Entry, Part, Picture, Record, sha256_file, write_atomically
 from assay.reports.render import write_report
 from assay.verbs.session import Session, peak_memory, works_for
 from assay.works import Works
@@ -126,6 +126,24 @@ def read(file: Path, kind: type[Stored], bench: str) -> Stored:
         return kind.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise BadInput(f"{file} cannot be read: {error.errors()[0]['msg']}.", "It may be damaged, or of another version; measure anew.") from error
+
+
+def take(bench: Any, file: Path, kind: type[Part], called: str) -> None:
+    """Let a bench count the cells that are stored, if there are any, and say how many are not made again.
+
+    Raises:
+        BadInput: the stored results cannot be read.
+    """
+    if file.exists():
+        bench.take(read(file, kind, called))
+        if bench.before:
+            bench.session.display.say(f"{len(bench.before)} cells are those of {file}")
+
+
+def keep_page(bench: Any, draw: Callable[[], bytes], stored: Path, target: Path) -> None:
+    """Write the page of pictures: drawn from the cells of this folder, or the stored one where that shows more cells; only folders hold pictures."""
+    made = sum(1 for _ in bench.kept.rglob("cell.json"))
+    write_atomically(target, stored.read_bytes() if stored.exists() and len(bench.before) > made else draw())
 
 
 def write(

@@ -39,6 +39,7 @@ def measured(
     patches: Sequence[str],
     settings: dict[str, Any],
     limit: float | None,
+    stored_in: Path,
     *,
     dry_run: bool = False,
 ) -> Outcome:
@@ -53,6 +54,7 @@ def measured(
         patches: NAME=PATH of models to hold erasers against.
         settings: of the cells, where they differ from the default.
         limit: stop after so many seconds, at the end of a cell.
+        stored_in: the folder of stored results; their cells of the same plan are not made again.
         dry_run: plan only.
 
     Returns:
@@ -69,6 +71,7 @@ def measured(
     listed = pages.choose(session, table, concepts, kind, subjects(table) if session.built_in else ())
     given = dict(pages.named(text) for text in patches)
     bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given)
+    pages.take(bench, stored_in / f"{NAME}.json", Results, "the bench of erasers")
     cells = [(name, row) for name, row in bench.planned if not concepts or name in concepts]
     cells = [(name, row) for name, row in cells if not methods or row in MODELS or row in methods]
     if dry_run:
@@ -80,14 +83,14 @@ def measured(
     OutFolder.check(out, plan)
     bench.measure(cells, limit)
     folder, found = OutFolder(out, plan), bench.results()
-    write_atomically(folder / f"{NAME}.png", small_png(bench.page(found), LARGEST))
+    pages.keep_page(bench, lambda: small_png(bench.page(found), LARGEST), stored_in / f"{NAME}.png", folder / f"{NAME}.png")
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
 
     def pictured(about: About, where: Path) -> list[Picture]:
         image = bench.chapter_picture(about.name, found.of(about.name))
         return [] if image is None else [save_picture(image, where, "pictures.png", f"`{about.name}` under every row; same prompts and seeds.")]
 
-    options = {"concept": list(concepts), "methods": ",".join(methods), "kind": kind, "patch": list(patches)}
+    options = {"results": stored_in, "concept": list(concepts), "methods": ",".join(methods), "kind": kind, "patch": list(patches)}
     return write(found, folder, pictured, pages.again_of(session, NAME, works, settings, options), session.started)
 
 

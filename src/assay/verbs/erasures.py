@@ -78,6 +78,8 @@ class Bench:
         self.subjects = {subject.name: subject for subject in subjects}
         self.rows = Rows(session, subjects, patches, MODELS)
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
+        self.before: dict[tuple[str, str], Cell] = {}
+        self.scales: dict[str, dict[str, dict[str, float]]] = {}
         self._asked: dict[str, Asked] = {}
 
     @property
@@ -122,15 +124,31 @@ class Bench:
             wanted["method"] = plan.get("method")
         return found if plan == wanted else None
 
+    def mark(self, name: str, row: str) -> str:
+        """Return the digest of all that a cell depends on but which model a row was given."""
+        return digest_of(self.plan_of(name, row) | ({"method": None} if row in MODELS else {}))
+
+    def take(self, stored: Results) -> None:
+        """Count stored cells of this plan among those that are there, wherever they were made; what is not of this plan is left out."""
+        rows = [*MODELS, *self.rows.modules]
+        for cell in stored.cells:
+            if cell.concept in self.subjects and cell.row in rows and cell.plan == self.mark(cell.concept, cell.row):
+                given = self.rows.given(self.subjects[cell.concept], cell.row) if cell.row in MODELS else None
+                if given is None or given.digest == cell.patch:
+                    self.before[cell.concept, cell.row] = cell
+        self.scales = {about.name: about.scale for about in stored.concepts if any(concept == about.name for concept, _ in self.before)}
+
     def left(self, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the cells that are not there yet; a changed plan is refused.
+        """Return the cells that are not there yet, with the models that those are held against; a changed plan is refused.
 
         Raises:
             Mismatch: the folder of a cell holds one of another plan.
         """
         for name, row in cells:
             OutFolder.check(self.folder_of(name, row), self.plan_of(name, row))
-        return [pair for pair in cells if not (self.folder_of(*pair) / "cell.json").exists()]
+        cells = [pair for pair in cells if not (self.folder_of(*pair) / "cell.json").exists()]
+        beside = {name for name, row in cells if (name, row) not in self.before}  # distances are taken to pictures, and only folders hold those
+        return [(name, row) for name, row in cells if (name, row) not in self.before or (row in MODELS and name in beside)]
 
     def cost(self, cells: Sequence[tuple[str, str]]) -> dict[str, int]:
         """Return the passes, those with gradients, and the images of cells; that a rule samples with more passes a step is not counted."""
@@ -235,9 +253,15 @@ class Bench:
         cells, about = [], []
         for name, subject in self.subjects.items():
             rows = [row for concept, row in self.planned if concept == name]
-            there = {row: cell for row in dict.fromkeys([*rows, AGAIN, REFERENCE]) if (cell := self.cell(name, row))}
-            kid, scale = distances(self._features(name, there), self.asked(name).what.groups, self.session.seed)
-            cells += [cell.model_copy(update={"kid": kid.get(row, {})}) for row, cell in there.items()]
+            rows = list(dict.fromkeys([*rows, AGAIN, REFERENCE]))
+            made = {row: cell for row in rows if (cell := self.cell(name, row))}
+            before = {row: cell for row in rows if (cell := self.before.get((name, row)))}
+            kid, scale = distances(self._features(name, made), self.asked(name).what.groups, self.session.seed)
+            for row in (row for row in rows if row in made or row in before):
+                known = before[row].kid if row in before else {}
+                cell = made.get(row) or before[row]
+                cells.append(cell.model_copy(update={"plan": self.mark(name, row), "kid": known | kid.get(row, {})}))
+            scale = self.scales.get(name, {}) | scale
             concept = self.asked(name).concept
             things = list(self.asked(name).things)
             heads = {"target": subject.target_head, **dict.fromkeys(["neighbours", "rest", *things], subject.stay_head)}
@@ -259,10 +283,10 @@ class Bench:
         return {row: {space: found.double().numpy() for space, found in tensors.items()} for row, tensors in kept.items() if tensors is not None}
 
     def page(self, results: Results) -> Image.Image:
-        """Lay out one picture of the target above one of everything else, for every concept and row that was measured."""
-        there = {(cell.concept, cell.row) for cell in results.cells}
+        """Lay out one picture of the target above one of everything else, for every concept and row that was measured in this folder."""
+        there = {(cell.concept, cell.row) for cell in results.cells if (self.folder_of(cell.concept, cell.row) / "cell.json").exists()}
         rows = list(dict.fromkeys(row for concept, row in results.planned if (concept, row) in there))
-        names = [about.name for about in results.concepts if results.of(about.name)]
+        names = [about.name for about in results.concepts if any(concept == about.name for concept, _ in there)]
         table: list[list[Image.Image | None]] = []
         for name in names:
             line: list[Image.Image | None] = []
