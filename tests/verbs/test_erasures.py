@@ -155,6 +155,7 @@ def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tm
         assert {row: rows[row].shares for row in before.of(name)} == {row: cell.shares for row, cell in before.of(name).items()}
         assert {row: rows[row].kid for row in before.of(name)} == {row: cell.kid for row, cell in before.of(name).items()}
     assert after.of("circle")["rece"].kid.keys() == {"base.judge", "base.fixed"}
+    assert after.planned == before.planned  # also the models, whose patches were not given now
     assert [about.scale for about in after.concepts] == [about.scale for about in before.concepts]
     assert (found.out / "erasure.png").read_bytes() == (stored / "erasure.png").read_bytes()  # ten cells in it, four in the folder
     shutil.copy(found.out / "erasure.json", stored)

@@ -79,6 +79,7 @@ class Bench:
         self.rows = Rows(session, subjects, patches, MODELS)
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
         self.before: dict[tuple[str, str], Cell] = {}
+        self.models_before: list[tuple[str, str]] = []
         self.scales: dict[str, dict[str, dict[str, float]]] = {}
         self._asked: dict[str, Asked] = {}
 
@@ -136,7 +137,9 @@ class Bench:
                 given = self.rows.given(self.subjects[cell.concept], cell.row) if cell.row in MODELS else None
                 if given is None or given.digest == cell.patch:
                     self.before[cell.concept, cell.row] = cell
-        self.scales = {about.name: about.scale for about in stored.concepts if any(concept == about.name for concept, _ in self.before)}
+        taken = {concept for concept, _ in self.before}
+        self.models_before = [pair for pair in stored.planned if pair[0] in taken and pair[1] in MODELS]  # planned where their patches were given
+        self.scales = {about.name: about.scale for about in stored.concepts if about.name in taken}
 
     def left(self, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the cells that are not there yet, with the models that those are held against; a changed plan is refused.
@@ -267,14 +270,14 @@ class Bench:
             heads = {"target": subject.target_head, **dict.fromkeys(["neighbours", "rest", *things], subject.stay_head)}
             more = {"anchor": concept.anchor, "members": list(concept.members), "scale": scale, "things": things}
             about.append(About(name=name, kind=subject.kind, heads=heads, reference=subject.reference, **more))
-        planned = list(dict.fromkeys([*self.planned, *((cell.concept, cell.row) for cell in cells)]))
+        planned = dict.fromkeys([*self.planned, *self.models_before, *((cell.concept, cell.row) for cell in cells)])
         return Results(
             model=self.session.denoiser.name,
             digests=self.digests,
             seed=self.session.seed,
             settings=asdict(self.settings),
             concepts=about,
-            planned=planned,
+            planned=sorted(planned, key=lambda pair: MODELS.index(pair[1]) if pair[1] in MODELS else len(MODELS)),
             cells=cells,
         )
 
