@@ -256,7 +256,7 @@ class Bench:
         cells, about = [], []
         for name, subject in self.subjects.items():
             rows = [row for concept, row in self.planned if concept == name]
-            rows = list(dict.fromkeys([*rows, AGAIN, REFERENCE]))
+            rows = list(dict.fromkeys([*MODELS, *rows]))
             made = {row: cell for row in rows if (cell := self.cell(name, row))}
             before = {row: cell for row in rows if (cell := self.before.get((name, row)))}
             kid, scale = distances(self._features(name, made), self.asked(name).what.groups, self.session.seed)
