@@ -23,6 +23,11 @@ settings.register_profile("assay", deadline=None, derandomize=True, max_examples
 settings.load_profile("assay")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start what takes long first; everything else stays in its order."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def pipelines() -> dict[str, Denoiser]:
     return {kind: tiny(kind) for kind in KINDS}

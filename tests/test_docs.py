@@ -78,6 +78,7 @@ def test_every_command_has_a_python_twin():
     assert set(COMMANDS) <= set(assay.__all__)
 
 
+@pytest.mark.long
 def test_the_table_of_methods_is_what_probing_finds():
     """`methods.json` equals a fresh probe of every method on every tiny pipeline."""
     assert methods() == json.loads(json.dumps(probe.table()))

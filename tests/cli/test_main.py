@@ -325,6 +325,7 @@ def test_dry_run_writes_nothing_and_counts_passes(world, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.long
 def test_interrupt_exits_with_130_and_resumes(world, tmp_path):
     """SIGINT while images are being made: 130, no half-written file, and the same command finishes."""
     out = tmp_path / "out"
@@ -339,7 +340,7 @@ def test_interrupt_exits_with_130_and_resumes(world, tmp_path):
         "--images",
         "512",
         "--steps",
-        "60",
+        "10",
         "--out",
         str(out),
     ]

@@ -150,6 +150,7 @@ def test_trains_the_group_alone(denoiser, group, names):
     assert any(tensor.abs().max() > 0 for tensor in patch.tensors.values())
 
 
+@pytest.mark.long
 def test_the_concept_is_predicted_as_the_anchor(denoiser):
     """Measured from outside, at noise that the training never drew; what is preserved moves less."""
     x_t, t = torch.randn(16, *denoiser.latent_shape, generator=rng()), torch.randint(1000, (16,), generator=rng())

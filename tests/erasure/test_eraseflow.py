@@ -164,9 +164,10 @@ def test_a_step_without_noise_is_not_scored():
         assert all(bool(tensor.isfinite().all()) for tensor in eraseflow.erase(model, CAT, quick(steps=1)).tensors.values())
 
 
+@pytest.mark.long
 def test_comes_nearer_to_balance(denoiser):
     """From outside: the loss of the patched model, on trajectories and steps never drawn, is below the base's."""
-    settings = quick(rank=4, steps=60, batch=4, learning_rate=5e-3, log_z=0.0, resample=2)
+    settings = quick(rank=4, steps=20, learning_rate=1e-2, log_z=0.0, resample=2)
     patch = eraseflow.erase(denoiser, CAT, settings)
 
     def outside():

@@ -96,6 +96,7 @@ def test_captions_leave_the_style_out_and_keep_the_object(denoiser):
         assert all("r2d2" in prompt for prompt in training.prompts[0])
 
 
+@pytest.mark.long
 def test_forgets_the_concept_for_its_surroundings(denoiser):
     """The denoising loss of anchor images under the concept's captions falls below the base's, at noise that was never drawn."""
     settings = quick(rank=4, steps=20, surroundings=80, batch=8, images=8, captions="target")

@@ -101,6 +101,7 @@ def test_takes_the_passes_it_says(denoiser, changes):
     assert denoiser.passes - before == sum(salun.cost(quick(**changes)).values())
 
 
+@pytest.mark.long
 def test_the_concept_is_predicted_as_its_anchor(denoiser):
     x_t, t = torch.randn(16, *denoiser.latent_shape, generator=generator(2)), torch.randint(1000, (16,), generator=generator(3))
 

@@ -3,11 +3,8 @@
 import contextlib
 import json
 import multiprocessing
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +77,7 @@ def out(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sd-v", "sdxl"])
 def test_every_stage_is_answered_on_other_families(world, finished, tmp_path, kind):
     """The stages are those of the issue; each leaves a record that its place in the dossier names by hash."""
@@ -130,29 +128,26 @@ def alone(world, out, pipe):
     assay.run(world / "sd-v", works=world / "works.parquet", plan=world / "plan.toml", out=out, display=Tells(pipe))
 
 
-def test_kill_9_in_any_stage_resumes_to_the_same_figures(world, tmp_path, monkeypatch):
+@pytest.mark.long
+def test_kill_9_in_any_stage_resumes_to_the_same_figures(world, finished, tmp_path, monkeypatch):
     """Killed once in every stage, the run ends with the same metrics as one left alone: same machine, threads and plan."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")  # one import for all processes, which have one thread each
     context.set_forkserver_preload(["assay.verbs.run", "assay.training.finetune"])
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed = tmp_path / "killed"
     hit = 0
-    for stage in (None, *STAGES):
+    for stage in STAGES:
         told, tells = context.Pipe(duplex=False)
-        process = context.Process(target=alone, args=(world, whole if stage is None else killed, tells))
+        process = context.Process(target=alone, args=(world, killed, tells))
         process.start()
         tells.close()
         with contextlib.suppress(EOFError):
             while True:
                 line = told.recv()
-                if stage is not None and line.startswith("stage ") and line.endswith(stage):
+                if line.startswith("stage ") and line.endswith(stage):
                     hit += 1
                     time.sleep(0.05)
                     break
-        if stage is None:
-            process.join()
-            assert process.exitcode == 0
-            continue
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -160,14 +155,13 @@ def test_kill_9_in_any_stage_resumes_to_the_same_figures(world, tmp_path, monkey
             Record.load(path)  # never half-written
     assert hit == len(STAGES)
     assert not (killed / "record.json").exists()  # the last kill came before the end
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "assay", "run", str(world / "sd-v"), "--works", str(world / "works.parquet"), "--plan", str(world / "plan.toml")]
-    subprocess.run([*command, "--out", str(killed)], check=True, env=environment, capture_output=True)
-    figures = [[(m.name, m.value, m.low, m.high, m.n) for m in Record.load(folder).metrics] for folder in (killed, whole)]
+    run(world, "sd-v", killed)
+    figures = [[(m.name, m.value, m.low, m.high, m.n) for m in Record.load(folder).metrics] for folder in (killed, finished)]
     assert figures[0] == figures[1]
     assert assay.report(killed, verify=True, key=killed / "public.pem").extra["verified"] > 10
 
 
+@pytest.mark.long
 def test_works_without_calibration_are_answered_honestly(world, tmp_path):
     """Without works the model never saw no threshold can be set: the stage says so and the rest goes on."""
     works = tiny_works().where(lambda row: row["split"] == "member")
