@@ -24,7 +24,7 @@ lint: $(VENV)/.tested
 unit: $(VENV)/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-# The same figures on processors with wide vectors and matrix units as on those without, where all that `unit` runs is run without them anyway.
+# The same figures without wide vectors and matrix units, on processors that have them; on others `unit` is that run already.
 WIDE := import torch; print(torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
 avx2: $(VENV)/.tested
 	@if [ "$$($(BIN)/python -c '$(WIDE)')" = True ]; then set -x; \
@@ -34,7 +34,7 @@ avx2: $(VENV)/.tested
 methods: $(VENV)/.tested
 	$(BIN)/python -m assay.testing.probe
 
-# Only what is used is compiled to bytecode: of all that is installed that is a minute less.
+# Of all that is installed only what is imported is compiled to bytecode, which saves a minute.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) --no-compile --editable .
