@@ -38,7 +38,7 @@ methods: $(VENV)/.tested
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) --no-compile --editable .
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import assay.verbs.run; assay.load('emoji64')"
+	env -u PYTHONDONTWRITEBYTECODE TRANSFORMERS_VERBOSITY=error $(BIN)/python -c "import assay.verbs.run; assay.load('emoji64')"
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import assay
+from assay.cli.main import main
 from assay.denoiser import load, tensor_digest
 from assay.errors import BadInput, Misconfigured, Mismatch, Missing
 from assay.patch import Patch
@@ -208,10 +209,9 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(world, tmp_path):
 @pytest.mark.long
 def test_the_command_goes_on_after_kill_9(world, tmp_path):
     """Killed at a checkpoint; what follows ends with the bytes of a training that nobody killed."""
-    words = [sys.executable, "-m", "assay", "retrain", world / "model", "--works", world / "works.parquet", "--drop", "style=solid"]
-    words += ["--steps", "201", "--quiet", "--out", tmp_path / "killed"]
+    words = ["retrain", str(world / "model"), "--works", str(world / "works.parquet"), "--drop", "style=solid", "--steps", "201", "--quiet", "--out"]
     checkpoint = tmp_path / "killed" / "training" / "checkpoint.safetensors"
-    process = subprocess.Popen([*map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen([sys.executable, "-m", "assay", *words, str(tmp_path / "killed")], env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -220,7 +220,7 @@ def test_the_command_goes_on_after_kill_9(world, tmp_path):
     assert checkpoint.exists()
     assert not (tmp_path / "killed" / "record.json").exists()
     for name in ("killed", "whole"):
-        retrain(world, tmp_path / name, drop="style=solid", steps=201)
+        main([*words, str(tmp_path / name)])
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
     again = Record.load(tmp_path / "whole").again
     assert again[0] == "retrain"

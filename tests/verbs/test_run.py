@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import assay
+from assay.cli.main import main
 from assay.errors import BadInput, Misconfigured, Mismatch, Missing
 from assay.record import Dossier, Record
 from assay.testing import save_tiny, tiny_works
@@ -155,7 +156,7 @@ def test_kill_9_in_any_stage_resumes_to_the_same_figures(world, finished, tmp_pa
             Record.load(path)  # never half-written
     assert hit == len(STAGES)
     assert not (killed / "record.json").exists()  # the last kill came before the end
-    run(world, "sd-v", killed)
+    main(["run", str(world / "sd-v"), "--works", str(world / "works.parquet"), "--plan", str(world / "plan.toml"), "--out", str(killed)])
     figures = [[(m.name, m.value, m.low, m.high, m.n) for m in Record.load(folder).metrics] for folder in (killed, finished)]
     assert figures[0] == figures[1]
     assert assay.report(killed, verify=True, key=killed / "public.pem").extra["verified"] > 10
