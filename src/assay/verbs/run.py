@@ -156,9 +156,8 @@ def _write_summary(session: Session, folder: OutFolder, stages: Sequence[str], n
 
 def _cost(session: Session, works: Works, plan: Plan) -> dict[str, Any]:
     preset = plan.preset or ("small" if session.built_in else "paper")
-    settings = plan.of(nearest, "small", guidance=plan.guidance)
     try:
-        audited = nearest.cost(works, settings)
+        audited = nearest.cost(works, plan.audit)
     except Unsupported:  # the report will say so
         audited = {"passes": 0, "images": 0}
     images = 40 + 2 * 9 * plan.each + 2 * plan.quality

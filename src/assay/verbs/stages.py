@@ -82,7 +82,7 @@ class MainJob:
             Missing: the works know no such style or object.
             Misconfigured: a setting is out of range.
         """
-        nearest.check(self.audit_settings)
+        nearest.check(self.plan.audit)
         for name in ("style", "object"):
             with suppress(Unsupported):  # a stage that cannot be answered says so in the report
                 concept = getattr(self, name)
@@ -92,11 +92,6 @@ class MainJob:
         for name in ATTACKS:
             module, settings = self.plan.attack(name)
             module.check(settings)
-
-    @property
-    def audit_settings(self) -> nearest.Settings:
-        """How works are looked for."""
-        return self.plan.of(nearest, "small", guidance=self.plan.guidance)
 
     def eraser_settings(self, module: Any) -> Any:
         """Return the settings of a method of erasure."""
@@ -181,7 +176,7 @@ class MainJob:
         made = nearest.audit(
             self.session.denoiser,
             self.works,
-            self.audit_settings,
+            self.plan.audit,
             judge=self.judge,
             seed=self.session.seed,
             progress=self.session.bar("memorisation"),
