@@ -86,7 +86,7 @@ def test_only_new_works_are_read_and_compared(tmp_path, monkeypatch):
     indexed(folder, works.take(range(50)))
     asked, known = [], []
     original = index.near
-    monkeypatch.setattr(index, "near", lambda *given, **named: known.append(named["known"]) or original(*given, **named))
+    monkeypatch.setattr(index, "near", lambda *given, **named: known.append(named["forest"].count) or original(*given, **named))
 
     def give(rows: np.ndarray):
         asked.extend(rows.tolist())

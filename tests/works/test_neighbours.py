@@ -34,14 +34,21 @@ def clouds(draw: st.DrawFn) -> tuple[np.ndarray, float]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(clouds(), st.sampled_from([1, 3, 16, 512]), st.integers(0, 60))
-def test_pairs_are_those_of_brute_force(cloud, leaf, known):
-    """Expected: brute force in float64, less the pairs of which both are known, whatever the leaf."""
+@given(clouds(), st.sampled_from([1, 3, 16, 512]), st.lists(st.integers(0, 60), max_size=12), st.sampled_from([1, 2, 8]))
+def test_pairs_are_those_of_brute_force(cloud, leaf, stops, trees):
+    """Expected: as points are added, brute force in float64 less the pairs of which both were there; whatever the leaf and the steps."""
     points, limit = cloud
-    pairs, squares = near(points, limit, known=known, leaf=leaf)
-    expected = [row for row in brute(points, limit) if row[1] >= known]
-    assert pairs.tolist() == [[i, j] for i, j, _ in expected]
-    np.testing.assert_allclose(squares, [square for *_, square in expected], rtol=1e-12)
+    forest, known = None, 0
+    for stop in [*sorted({min(stop, len(points)) for stop in stops}), len(points)]:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(neighbours, "TREES", trees)
+            pairs, squares, forest = near(points[:stop], limit, forest=forest, leaf=leaf)
+        expected = [row for row in brute(points[:stop], limit) if row[1] >= known]
+        assert pairs.tolist() == [[i, j] for i, j, _ in expected]
+        np.testing.assert_allclose(squares, [square for *_, square in expected], rtol=1e-12)
+        assert sorted(row for tree in forest.trees for row in tree.rows.tolist()) == list(range(stop))
+        assert len(forest.trees) <= trees
+        known = stop
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,7 +67,7 @@ def test_the_first_stage_lets_little_through():
     without the length of the rest, or with directions drawn blindly, it would be many times as many."""
     rng = np.random.default_rng(0)
     points = (rng.standard_normal((5000, 8)) @ rng.standard_normal((8, 200)) + 0.05 * rng.standard_normal((5000, 200))).astype(np.float32)
-    through = sum(map(len, neighbours.possible(points, 1.5, 0, 256, None)))
+    through = sum(map(len, neighbours.possible(neighbours.planted(points, None, 256), 1.5, None)))
     assert through < 12.5e6 / 1000
 
 
@@ -96,7 +103,7 @@ def test_products_find_the_close_codes(monkeypatch):
 
 def test_points_that_are_all_the_same():
     """Expected: every pair, 0 apart, though there is no direction in which they vary."""
-    pairs, squares = near(np.full((9, 768), 0.7, np.float32), 1e-12)
+    pairs, squares, _ = near(np.full((9, 768), 0.7, np.float32), 1e-12)
     assert (len(pairs), squares.max()) == (36, 0)
 
 
@@ -114,5 +121,6 @@ def test_progress_ends_at_the_end():
     """Expected: as many steps as leaves of the new points, once for the new and once for the known ones."""
     steps = []
     points = np.random.default_rng(0).random((40, 3), np.float32)
-    near(points, 0.1, known=20, leaf=5, progress=lambda *step: steps.append(step))
+    *_, forest = near(points[:20], 0.1, leaf=5)
+    near(points[:36], 0.1, forest=forest, leaf=5, progress=lambda *step: steps.append(step))
     assert steps == [(done, 8) for done in range(1, 9)]

@@ -39,7 +39,7 @@ class Plan:
     object: str = ""
     """The object family to erase; empty: cat for the built-in model, else the word that most titles share."""
     preset: str = ""
-    """Preset of the erasers; empty: small for the built-in model, else paper. The audit and the attacks are always the small ones, some with fewer steps."""
+    """Preset of the erasers; empty: small for the built-in model, else paper. The audit and the attacks are always small."""
     each: int = 20
     """Prompts drawn of target, neighbours and rest for each erasure."""
     quality: int = 40

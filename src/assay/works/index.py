@@ -1,7 +1,8 @@
 """An index of works beside the works: their thumbnails and the near-duplicates among them, so that adding works costs what the added ones cost.
 
-A folder of shards and of `pairs.safetensors`, the near-duplicates found so far. A shard is `thumbnails-NNNNN.npy`, thumbnails as sums of 4x4 pixels,
-which are exact in 16 bits, and `ids-NNNNN.npy`, whose works they are. That is 1.6 KB a work on disk; a comparison holds 400 bytes a work in memory.
+A folder of shards and of `pairs.safetensors`, the near-duplicates found so far and the trees that more works are compared with. A shard is
+`thumbnails-NNNNN.npy`, thumbnails as sums of 4x4 pixels, which are exact in 16 bits, and `ids-NNNNN.npy`, whose works they are. That is 1.7 KB a
+work on disk; a comparison holds 400 bytes a work in memory.
 Every file is whole or absent: what was killed goes on after the last shard, with the same bytes.
 """
 
@@ -11,7 +12,7 @@ import io
 import json
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +28,7 @@ from assay.errors import BadInput
 from assay.record import write_atomically
 from assay.works.clusters import SIDE, means, sums
 from assay.works.images import decode, fit
-from assay.works.neighbours import CORES, bounded, near
+from assay.works.neighbours import CORES, Forest, Leaves, bounded, near
 
 pc: Any = pyarrow.compute  # whose functions are made while it is imported
 MADV_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
@@ -180,27 +181,44 @@ class Index:
             Unsupported: there are more pairs than memory should hold.
         """
         ids = self.ids
-        known, pairs, squares = self.kept(threshold, ids)
-        if known < len(ids):
-            added, apart = near(self, threshold**2 * self.shape[1], known=known, progress=progress)
+        pairs, squares, forest = self.kept(threshold, ids)
+        if (forest.count if forest else 0) < len(ids):
+            added, apart, forest = near(self, threshold**2 * self.shape[1], forest=forest, progress=progress)
             pairs, squares = np.concatenate([pairs, added]), np.concatenate([squares, apart])
             order = np.lexsort((pairs[:, 1], pairs[:, 0]))
             pairs, squares = pairs[order], squares[order]
             found = json.dumps([threshold, len(ids), sha256(ids.tobytes()).hexdigest()])  # one key: several would be written in any order
-            write_atomically(self.folder / "pairs.safetensors", save({"pairs": pairs.astype(np.int32), "squares": squares}, {"found": found}))
+            kept = {"pairs": pairs.astype(np.int32), "squares": squares, **packed(forest)}
+            write_atomically(self.folder / "pairs.safetensors", save(kept, {"found": found}))
         self.release()
         return pairs, np.sqrt(squares / self.shape[1])
 
-    def kept(self, threshold: float, ids: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-        """Return among how many first works pairs are known, and those; none if they were found otherwise or cannot be read."""
+    def kept(self, threshold: float, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, Forest | None]:
+        """Return the pairs that are known and the first works that they are among; none if they were found otherwise or cannot be read."""
         try:
             with safe_open(self.folder / "pairs.safetensors", "np") as file:
                 below, known, digest = json.loads(file.metadata()["found"])
                 if below == threshold and digest == sha256(ids[:known].tobytes()).hexdigest():
-                    return known, file.get_tensor("pairs").astype(np.int64), file.get_tensor("squares")
+                    names = file.keys()
+                    kept = {name: file.get_tensor(name) for name in names}
+                    if (forest := unpacked(kept)).count == known:
+                        return kept["pairs"].astype(np.int64), kept["squares"], forest
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             pass
-        return 0, np.zeros((0, 2), np.int64), np.zeros(0)
+        return np.zeros((0, 2), np.int64), np.zeros(0), None
+
+
+def packed(forest: Forest) -> dict[str, np.ndarray]:
+    """Return a forest as arrays of distinct names."""
+    trees = {f"{number}.{name}": getattr(tree, name) for number, tree in enumerate(forest.trees) for name in Leaves.__annotations__}
+    return {"centre": forest.centre, "directions": np.ascontiguousarray(forest.directions), **trees}
+
+
+def unpacked(arrays: Mapping[str, np.ndarray]) -> Forest:
+    """Return the forest that was packed; without one of its arrays, a `KeyError`."""
+    number = sum(name.endswith(".rows") for name in arrays)
+    trees = [Leaves(**{name: arrays[f"{tree}.{name}"] for name in Leaves.__annotations__}) for tree in range(number)]
+    return Forest(arrays["centre"], arrays["directions"], trees)
 
 
 def thumbnails(pictures: Iterable[bytes], names: Iterable[str]) -> Iterator[np.ndarray]:

@@ -4,12 +4,14 @@ The first stage compares codes: a point's coordinates along a few orthonormal di
 farther apart than the points are (Bessel's inequality, the triangle inequality), so that whatever the directions no pair is lost; those along
 which the points vary most let the fewest pairs through. Codes are sorted into the leaves of a k-d tree (Bentley 1975); leaves whose boxes are
 apart are skipped, and the rest are compared by matrix products. The second stage computes the distances of what got through, in float64.
+
+Trees can be kept: points that come later are coded along the same directions and compared with the trees alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +22,8 @@ from assay.errors import Unsupported
 
 DIRECTIONS = 24
 LEAF = 512
+TREES = 8
+"""Trees of a forest at most; one more, and all are grown into one."""
 SAMPLE = 4096
 ROWS = 4096
 COLUMNS = 2048
@@ -41,27 +45,66 @@ class Points(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Leaves:
+    """Points sorted into boxes."""
+
+    rows: np.ndarray
+    """Which points, leaf after leaf: int64, (n,)."""
+    codes: np.ndarray
+    """Their codes: float32, (n, k)."""
+    cuts: np.ndarray
+    """Where leaves begin: int64, (leaves,)."""
+    low: np.ndarray
+    """Lowest corners of their boxes: float32, (leaves, k)."""
+    high: np.ndarray
+    """Highest corners."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Points that were compared with each other, as trees of codes along the same directions."""
+
+    centre: np.ndarray
+    """Origin of the codes: float64, (d,)."""
+    directions: np.ndarray
+    """Orthonormal: float64, (d, k)."""
+    trees: Sequence[Leaves] = ()
+    """Together they hold the first points, each once."""
+
+    @property
+    def count(self) -> int:
+        """How many points they hold."""
+        return sum(len(tree.rows) for tree in self.trees)
+
+
 def near(
-    points: Points, limit: float, *, known: int = 0, leaf: int = LEAF, progress: Callable[[int, int], None] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return all pairs of points whose squared distance is below `limit`, but not those of which both are among the first `known`.
+    points: Points,
+    limit: float,
+    *,
+    forest: Forest | None = None,
+    leaf: int = LEAF,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray, Forest]:
+    """Return all pairs of points whose squared distance is below `limit`, but not those of which both are in the forest.
 
     Args:
-        points: n points of d dimensions. A pass over all of them reads slices in order; what the first stage lets through is read by rows.
+        points: n points of d dimensions. A pass over the new ones reads slices in order; what the first stage lets through is read by rows.
         limit: squared Euclidean distance that pairs are below.
-        known: leave out pairs of which both points are among this many first ones: they were compared before.
-        leaf: points in a leaf of the tree at most. The result does not depend on it.
+        forest: the first points, if any were compared before; it stays as it is.
+        leaf: points in a leaf of a tree at most. The result does not depend on it.
         progress: called with leaves done and leaves in all.
 
     Returns:
-        Pairs (i, j), i < j, sorted: int64, (pairs, 2). And their squared distances: float64, (pairs,). Besides them, 400 bytes a point are held.
+        Pairs (i, j), i < j, sorted: int64, (pairs, 2). Their squared distances: float64, (pairs,). And the forest of all points, 110 bytes a point;
+        besides the pairs, 400 bytes a point are held meanwhile.
 
     Raises:
         Unsupported: there are more pairs than memory should hold.
     """
-    count = points.shape[0]
     found, distances, total = [np.zeros((0, 2), np.int64)], [np.zeros(0)], 0
-    for candidates in batched(possible(points, limit, known, leaf, progress) if known < count else iter(())):
+    grown, known = planted(points, forest, leaf), 0 if forest is None else forest.count
+    for candidates in batched(possible(grown, limit, progress) if known < grown.count else iter(())):
         squares = ((points[candidates[:, 0]].astype(np.float64) - points[candidates[:, 1]]) ** 2).sum(1)
         found.append(np.sort(candidates[squares < limit], axis=1))
         distances.append(squares[squares < limit])
@@ -69,7 +112,7 @@ def near(
         bounded(total)
     pairs, squares = np.concatenate(found), np.concatenate(distances)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return pairs[order], squares[order]
+    return pairs[order], squares[order], thinned(grown, leaf)
 
 
 def bounded(pairs: int) -> None:
@@ -96,20 +139,43 @@ def batched(candidates: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     yield np.concatenate(held)
 
 
-def possible(points: Points, limit: float, known: int, leaf: int, progress: Callable[[int, int], None] | None) -> Iterator[np.ndarray]:
-    """Yield the pairs that the first stage lets through, in no order."""
-    codes = encode(points, *directions(points))
+def planted(points: Points, forest: Forest | None, leaf: int) -> Forest:
+    """Return a forest with a last tree of the points that `forest` does not hold; itself, if it holds all.
+
+    Where it holds less than half of them all trees are grown anew, along directions that suit all points.
+    """
+    (count, dimensions), known = points.shape, 0 if forest is None else forest.count
+    if known == count:
+        return forest or Forest(np.zeros(dimensions), np.zeros((dimensions, 0)))
+    if forest is not None and 2 * known > count:
+        codes = encode(points, forest.centre, forest.directions, known)
+        return Forest(forest.centre, forest.directions, [*forest.trees, grow(codes, np.arange(known, count), leaf)])
+    centre, along = directions(points)
+    codes = encode(points, centre, along)
+    parts = [(0, known), (known, count)] if known else [(0, count)]
+    return Forest(centre, along, [grow(codes[start:stop], np.arange(start, stop), leaf) for start, stop in parts])
+
+
+def thinned(forest: Forest, leaf: int) -> Forest:
+    """Return a forest of few trees with the same points: of more than `TREES`, one."""
+    if len(forest.trees) <= TREES:
+        return forest
+    codes, rows = (np.concatenate(parts) for parts in zip(*((tree.codes, tree.rows) for tree in forest.trees)))
+    return Forest(forest.centre, forest.directions, [grow(codes, rows, leaf)])
+
+
+def possible(forest: Forest, limit: float, progress: Callable[[int, int], None] | None) -> Iterator[np.ndarray]:
+    """Yield the pairs that the first stage lets through, in no order: of points in the last tree with each other and with all others."""
+    *others, new = forest.trees
     # What rounding can do, for M^2 the largest squared length, k coordinates, and 2^-24 a step of float32: the products in `apart` are off by at most
     # 4 (k + 3) M^2 steps, the codes themselves and the length of the rest by less than as much again.
-    limit += 8 * (codes.shape[1] + 4) * 2.0**-24 * float(np.einsum("ij,ij->i", codes, codes).max())
-    new = grow(codes[known:], np.arange(known, len(codes)), leaf)
-    sides = [new] if known == 0 else [new, grow(codes[:known], np.arange(known), leaf)]
-    del codes
-    for turn, those in enumerate(sides):
+    longest = max(float(np.einsum("ij,ij->i", tree.codes, tree.codes).max()) for tree in forest.trees)
+    limit += 8 * (new.codes.shape[1] + 4) * 2.0**-24 * longest
+    for turn, those in enumerate([new, *others]):
         for done, pairs in meet(new, those, limit):
             yield pairs
             if progress and not len(pairs):
-                progress(turn * len(new.cuts) + done, len(sides) * len(new.cuts))
+                progress(turn * len(new.cuts) + done, len(forest.trees) * len(new.cuts))
 
 
 def directions(points: Points) -> tuple[np.ndarray, np.ndarray]:
@@ -128,13 +194,13 @@ def directions(points: Points) -> tuple[np.ndarray, np.ndarray]:
     return centre, start
 
 
-def encode(points: Points, centre: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Return coordinates along the directions and the length of the rest: float32, (n, k + 1)."""
-    count = points.shape[0]
+def encode(points: Points, centre: np.ndarray, directions: np.ndarray, first: int = 0) -> np.ndarray:
+    """Return coordinates along the directions, and the length of the rest, of all points but the first ones: float32, (n - first, k + 1)."""
+    count = points.shape[0] - first
     codes = np.empty((count, directions.shape[1] + 1), np.float32)
 
     def some(start: int) -> None:
-        rows = points[slice(start, start + ROWS)].astype(np.float64) - centre
+        rows = points[slice(first + start, first + start + ROWS)].astype(np.float64) - centre
         along = rows @ directions
         rest = np.einsum("ij,ij->i", rows, rows) - np.einsum("ij,ij->i", along, along)
         codes[start : start + ROWS, :-1] = along
@@ -143,22 +209,6 @@ def encode(points: Points, centre: np.ndarray, directions: np.ndarray) -> np.nda
     with ThreadPoolExecutor(CORES) as pool:
         list(pool.map(some, range(0, count, ROWS)))
     return codes
-
-
-@dataclass(frozen=True)
-class Leaves:
-    """Points sorted into boxes."""
-
-    rows: np.ndarray
-    """Which points, leaf after leaf: int64, (n,)."""
-    codes: np.ndarray
-    """Their codes: float32, (n, k)."""
-    cuts: np.ndarray
-    """Where leaves begin: int64, (leaves,)."""
-    low: np.ndarray
-    """Lowest corners of their boxes: float32, (leaves, k)."""
-    high: np.ndarray
-    """Highest corners."""
 
 
 def grow(codes: np.ndarray, rows: np.ndarray, size: int) -> Leaves:
