@@ -20,7 +20,7 @@ from assay.errors import BadInput, Mismatch, Missing
 from assay.record import Curve, Dossier, Metric, Record, Table
 from assay.reports import render
 from assay.reports.pictures import save_picture
-from assay.reports.render import write_report
+from assay.reports.render import prose, write_report
 from assay.reports.summarize import rerun, single, summarize
 
 VOID = {"meta", "img", "br", "link", "hr", "input", "circle", "line", "path", "use"}
@@ -145,6 +145,19 @@ def test_a_folder_with_one_record_is_a_report_too(tmp_path):
     assert "Audit: nearest" in page.text
     assert not page.unsound
     assert not page.all("nav")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("UCE rewrote `twemoji` at 5 %.", "UCE rewrote <code>twemoji</code> at 5\u00a0%."),
+        ("One ` alone.", "One ` alone."),
+        ('`<b>` & `"a"`', "<code>&lt;b&gt;</code> &amp; <code>&#34;a&#34;</code>"),
+    ],
+)
+def test_sentences_are_set(text, expected):
+    # Written by hand: names between backticks are code, whatever they hold is text, and a percent sign stays with its number.
+    assert prose(text) == expected
 
 
 def test_hostile_words_stay_words(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from assay.errors import BadInput, Mismatch, Missing
@@ -32,7 +33,14 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters["tied"] = lambda text: text.replace(" %", "\u00a0%")
+
+
+def prose(text: str) -> Markup:
+    """Set a sentence: what stands between backticks as code, and no break before a percent sign."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text.replace(" %", "\u00a0%")))))
+
+
+TEMPLATES.filters["prose"] = prose
 
 
 def write_report(folder: str | Path) -> Path:
