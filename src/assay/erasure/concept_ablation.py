@@ -91,7 +91,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "steps": 100,
         "batch": 8,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-3,
         "teacher": "base",
         "preserve_scale": 1.0,
         "images": 64,

@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rank": 8,
         "steps": 40,
         "batch": 16,
-        "learning_rate": 6e-3,
+        "learning_rate": 3e-3,
         "ddim_steps": 15,
         "early": 4,
         "late": 2,

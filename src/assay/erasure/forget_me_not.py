@@ -18,7 +18,8 @@ there while a loss is computed, and by no fused kernel; the model's own come bac
 
 Cost: `images` x `image_steps` x 2 passes to sample; `inversion_steps` x `inversion_batch` + `steps` x batch with gradient. Known failure: weak.
 Adversarial prompts find the concept again nearly always (97.9 % for nudity in the benchmark of UnlearnDiffAtk), and the authors of AGE report that
-they could not reproduce it; attention that leaves the concept's tokens goes to the subject's, so that what else a prompt names changes.
+they could not reproduce it; attention that leaves the concept's tokens goes to the subject's, so that what else a prompt names changes. In the
+built-in model a style is also read from the end token and the pads: without `pads` it stays, with them everything suffers alike.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "group": "cross-attention",
         "steps": 60,
         "batch": 8,
-        "learning_rate": 2e-4,
+        "learning_rate": 6e-4,
+        "pads": False,
         "inversion_steps": 0,
         "images": 48,
         "image_steps": 15,

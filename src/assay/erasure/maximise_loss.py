@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "group": "cross-attention",
         "steps": 60,
-        "learning_rate": 1e-4,
+        "learning_rate": 1e-3,
         "retain": 1.0,
         "margin": 1.0,
         "images": 48,
