@@ -25,7 +25,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
 }
 """What attacks what was erased, with settings that differ from the small preset: an embedding, words, and no more than other seeds."""
 AUDIT: dict[str, Any] = {"steps": 8, "members": 40, "holdout": 60}
-"""How works are looked for, where it differs from the small preset: as well as by that, in half the passes, so that a run ends within ten minutes."""
+"""How works are looked for, where it differs from the small preset: in half the passes, so that a run ends within ten minutes."""
 USED = (*METHODS, *ATTACKS, "nearest")
 """Every method whose settings a plan can override."""
 
