@@ -24,7 +24,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "seed_search": {"attempts": 2},
 }
 """What attacks what was erased, with settings that differ from the small preset: an embedding, words, and no more than other seeds."""
-AUDIT: dict[str, Any] = {"steps": 8, "members": 40, "holdout": 60}
+AUDIT: dict[str, Any] = {"steps": 8, "members": 32, "calibration": 160, "holdout": 48}
 """How works are looked for, where it differs from the small preset: in half the passes, so that a run ends within ten minutes."""
 USED = (*METHODS, *ATTACKS, "nearest")
 """Every method whose settings a plan can override."""
