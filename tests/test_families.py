@@ -34,6 +34,20 @@ def test_sdxl_guides_away_from_zeros_only_if_configured():
     assert Denoiser(pipeline).conditioning([""]).states.any()
 
 
+@pytest.mark.parametrize("kind", ["sd-epsilon", "sdxl"])
+def test_passes_do_not_depend_on_where_the_weights_were_read_to(kind):
+    made, pipeline = Denoiser(tiny_pipeline(kind)), tiny_pipeline(kind)
+    for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        for tensor in module.parameters():
+            room = torch.empty(tensor.numel() + 32)
+            start = -(room.data_ptr() // 4) % 16 + 1  # 4 bytes after an address that 64 divides
+            tensor.data = room[start : start + tensor.numel()].view(tensor.shape).copy_(tensor.data)
+    elsewhere = Denoiser(pipeline)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in elsewhere.weights().values())
+    images = [model.generate(["red circle"], [1], steps=2) for model in (made, elsewhere)]
+    assert torch.equal(*images)
+
+
 def test_conditioning_joins_slices_and_repeats():
     states, extra = normal((3, 4, 5), [1])[0], {"pooled": normal((3, 2), [2])[0]}
     whole = Conditioning(states, extra)

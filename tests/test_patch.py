@@ -511,6 +511,7 @@ def test_a_patch_with_a_rule_samples_by_it(denoiser, base):
 def test_a_fused_folder_makes_the_same_images(tmp_path, denoiser, base):
     options: dict[str, Any] = {"prompts": ["red circle"], "seeds": [1], "steps": 2}
     patch = lora(denoiser)
+    denoiser.forget_text()  # other tests may have encoded the prompt in a larger batch, which rounds differently
     with Patched(denoiser, [(patch, 1.0)]):
         expected = denoiser.generate(**options)
     (tmp_path / "deep" / "model.part" / "left over").mkdir(parents=True)

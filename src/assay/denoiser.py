@@ -54,8 +54,7 @@ class Denoiser:
         self.pipeline = pipeline
         self.family = family_of(pipeline)
         self.name = name
-        for module in self.family.components.values():
-            module.eval().requires_grad_(False)
+        self.family.freeze()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.scheduler: Any = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
@@ -145,10 +144,9 @@ class Denoiser:
     @torch.no_grad()
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts without gradients; every distinct prompt is encoded once. The empty prompt is encoded as guidance does."""
-        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._cache))
-        if "" in new:
+        if "" in prompts and "" not in self._cache:
             self._cache[""] = self.family.unconditional(1)
-            new.remove("")
+        new = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._cache))
         for start in range(0, len(new), 128):
             batch = self.family.encode(self.family.tokenize(new[start : start + 128]))
             self._cache |= {prompt: batch[[row]] for row, prompt in enumerate(new[start : start + 128])}
@@ -368,8 +366,7 @@ def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dty
     own, where = locate(model), locate(SHARING.get(str(model), model))
     quiet()
     try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
+        target = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise Unsupported(f"The device `{device}` cannot be used: {str(error).splitlines()[0]}.", "Choose another with `--device`.") from error
     try:

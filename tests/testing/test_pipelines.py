@@ -13,8 +13,8 @@ from assay.testing.pipelines import tokenizer
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_pipeline_is_the_one_in_memory_bit_for_bit(tmp_path, pipelines, kind):
-    made, loaded = pipelines[kind], load(save_tiny(tmp_path / "m", kind))
+def test_a_saved_pipeline_is_the_one_in_memory_bit_for_bit(tmp_path, kind):
+    made, loaded = tiny(kind), load(save_tiny(tmp_path / "m", kind))
     assert made.weights().keys() == loaded.weights().keys()
     assert all(torch.equal(tensor, loaded.weights()[name]) for name, tensor in made.weights().items())
     assert made.native == loaded.native == ("v_prediction" if kind == "sd-v" else "epsilon")

@@ -61,6 +61,20 @@ class StableDiffusion:
         """The modules that hold weights, by the name that prefixes their tensors."""
         return {"unet": self.pipeline.unet, "text_encoder": self.pipeline.text_encoder, "vae": self.pipeline.vae}
 
+    def freeze(self) -> None:
+        """Put every component at rest, and its weights on a CPU where passes are fast and repeat to the bit.
+
+        Matrix kernels round differently at addresses that 16 does not divide, which weights read from a file may have; convolutions with their
+        channels last give a tenth to a third more passes a second.
+        """
+        for module in self.components.values():
+            module.eval().requires_grad_(False)
+            for tensor in module.parameters():
+                if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+                    tensor.data = tensor.data.clone()
+        if self.pipeline.unet.device.type == "cpu":
+            self.pipeline.unet.to(memory_format=torch.channels_last)
+
     @property
     def encoders(self) -> list[tuple[Any, Any]]:
         """Pairs of tokenizer and text encoder."""
