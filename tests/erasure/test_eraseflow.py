@@ -179,6 +179,19 @@ def test_comes_nearer_to_balance(denoiser):
         assert outside() < 0.5 * before
 
 
+def test_a_style_has_a_learning_rate_of_its_own(denoiser):
+    """The same prompts as a style and as plain words: the same change at the same rate, each by its own setting."""
+    style, words = Concept("red", "style", anchor="blue"), Concept("red style", anchor="blue style")
+    assert style.pairs() == words.pairs()
+
+    def made(concept, rate, style_rate):
+        return eraseflow.erase(denoiser, concept, quick(steps=1, learning_rate=rate, style_learning_rate=style_rate)).tensors
+
+    one, other, slower = made(style, 1.0, 1e-2), made(words, 1e-2, 1.0), made(words, 1e-3, 1.0)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not all(torch.equal(one[name], slower[name]) for name in one)
+
+
 @pytest.mark.parametrize("changes", [{}, {"guidance": 1.0}, {"resample": 2}, {"early": 0}])
 def test_takes_the_passes_that_it_says(denoiser, changes):
     before = denoiser.passes
@@ -217,6 +230,7 @@ def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
         {"late": 4},
         {"early": 0, "late": 0},
         {"learning_rate": 0.0},
+        {"style_learning_rate": 0.0},
         {"log_beta": float("inf")},
         {"guidance": float("nan")},
     ],
