@@ -32,7 +32,12 @@ HEADS = {
     "five": "its title is among the first five named",
 }
 """What is counted of pictures. The judge names the title of few pictures of the base first: falls by some points show among the first five only."""
-VALIDATION = {"fluent": "style=fluent", "monkey faces": "group=smileys-emotion/monkey-face", "hot dog": "title=hot dog"}
+VALIDATION = {
+    "fluent": "style=fluent",
+    "monkey faces": "group=smileys-emotion/monkey-face",
+    "hot dog": "title=hot dog",
+    "fruit": FAMILIES["fruit"],
+}
 """The concepts that the erasers' settings were chosen on: name -> condition on works. None of them is measured here."""
 FEWEST = 8
 """Pictures that a distance needs."""

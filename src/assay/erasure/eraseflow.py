@@ -22,8 +22,9 @@ Faithful: the loss, the elementwise means, guidance in both directions, low rank
 trajectories, each with its own pair of prompts (authors: one); a step without noise is not scored; `resample` stands for the authors' switch epoch.
 
 Cost an update: batch x (2 x ddim_steps / resample without gradient + 2 x (early + late) with), half of it at guidance 1. Known failure: with few
-elements in a latent the balance is noisy, and one trajectory is not enough; nothing preserves what is neither concept nor anchor, so that the rate
-which takes a style out of the built-in model takes everything else along when an object family goes, which a tenth of that rate takes out by itself.
+elements in a latent the balance is noisy, and one trajectory is not enough; nothing preserves what is neither concept nor anchor. In the built-in
+model a family takes other objects along: half of them or more at the rate that takes a style out (3e-3), a fifth to a third at 1e-3, the rate of
+`small`; at 6e-4 most of a family is still there (`benchmarks/erasure-tuning.json`).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rank": 8,
         "steps": 40,
         "batch": 16,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-3,
         "style_learning_rate": 3e-3,
         "ddim_steps": 15,
         "early": 4,
