@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 run: $(VENV)/.installed
 	$(BIN)/assay run --out assay-out
 
-# The checks of the source take one core for a minute and a half: they go beside the tests.
+# The checks of the source take one core: they go beside the tests.
 test: $(VENV)/.tested
 	@$(MAKE) --no-print-directory avx2
 	@$(MAKE) --no-print-directory --jobs 2 lint unit

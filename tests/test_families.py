@@ -37,7 +37,7 @@ def test_sdxl_guides_away_from_zeros_only_if_configured():
 @pytest.mark.parametrize("kind", ["sd-epsilon", "sdxl"])
 def test_passes_do_not_depend_on_where_the_weights_were_read_to(kind):
     made, pipeline = Denoiser(tiny_pipeline(kind)), tiny_pipeline(kind)
-    for module in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+    for module in family_of(pipeline).components.values():
         for tensor in module.parameters():
             room = torch.empty(tensor.numel() + 32)
             start = -(room.data_ptr() // 4) % 16 + 1  # 4 bytes after an address that 64 divides

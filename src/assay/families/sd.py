@@ -64,8 +64,8 @@ class StableDiffusion:
     def freeze(self) -> None:
         """Put every component at rest, and its weights on a CPU where passes are fast and repeat to the bit.
 
-        Matrix kernels round differently at addresses that 16 does not divide, which weights read from a file may have; convolutions with their
-        channels last give a tenth to a third more passes a second.
+        Matrix kernels round differently at addresses that 16 does not divide, which weights read from a file may have; convolutions are
+        faster with their channels last.
         """
         for module in self.components.values():
             module.eval().requires_grad_(False)
