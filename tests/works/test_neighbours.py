@@ -118,7 +118,7 @@ def test_more_pairs_than_memory_should_hold(monkeypatch):
 
 
 def test_progress_ends_at_the_end():
-    """Expected: as many steps as leaves of the new points, once for the new and once for the known ones."""
+    """Expected: four leaves of the new points among themselves, then the four of the known ones, which are more, with the new."""
     steps = []
     points = np.random.default_rng(0).random((40, 3), np.float32)
     *_, forest = near(points[:20], 0.1, leaf=5)

@@ -171,11 +171,14 @@ def possible(forest: Forest, limit: float, progress: Callable[[int, int], None] 
     # 4 (k + 3) M^2 steps, the codes themselves and the length of the rest by less than as much again.
     longest = max(float(np.einsum("ij,ij->i", tree.codes, tree.codes).max()) for tree in forest.trees)
     limit += 8 * (new.codes.shape[1] + 4) * 2.0**-24 * longest
-    for turn, those in enumerate([new, *others]):
-        for done, pairs in meet(new, those, limit):
+    met = [sorted((new, those), key=lambda tree: -len(tree.rows)) for those in [new, *others]]  # the boxes of the larger tree let less through
+    total, before = sum(len(larger.cuts) for larger, _ in met), 0
+    for larger, smaller in met:
+        for done, pairs in meet(larger, smaller, limit):
             yield pairs
             if progress and not len(pairs):
-                progress(turn * len(new.cuts) + done, len(forest.trees) * len(new.cuts))
+                progress(before + done, total)
+        before += len(larger.cuts)
 
 
 def directions(points: Points) -> tuple[np.ndarray, np.ndarray]:

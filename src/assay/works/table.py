@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 from PIL import Image
 
 from assay.errors import BadInput, Missing, NoRoom
 from assay.works.images import decode, fit
+
+pc: Any = pyarrow.compute  # whose functions are made while it is imported
 
 SCHEMA = pa.schema([
     pa.field("id", pa.string(), nullable=False),
@@ -187,10 +190,24 @@ class Works:
     def digest(self) -> str:
         """SHA-256 over every column of every work in order; `id` stands for the pixels, so that the images' encoding does not matter."""
         digest, names = hashlib.sha256(), sorted(set(SCHEMA.names) - {"image"})
-        row = f"[{', '.join(f'({name!r}, %r)' for name in names)}]"  # repr(sorted(row.items())), without a dict a row
         for batch in self.table.select(names).to_batches(max_chunksize=4096):
-            digest.update("".join(row % values for values in zip(*(column.to_pylist() for column in batch.columns), strict=True)).encode())
+            fields, varied = [], []
+            for name, column in zip(names, batch.columns, strict=True):
+                if name != "id" and alike(column):
+                    fields.append(f"({name!r}, {column[0].as_py()!r})".replace("%", "%%"))
+                else:
+                    fields.append(f"({name!r}, %r)")
+                    varied.append(column.to_pylist())
+            row = f"[{', '.join(fields)}]"  # repr(sorted(row.items())), without a dict a row
+            digest.update("".join(row % values for values in zip(*varied, strict=True)).encode())
         return digest.hexdigest()
+
+
+def alike(column: pa.Array) -> bool:
+    """Return whether a column is known to hold one value throughout, or none."""
+    if pa.types.is_nested(column.type) or column.null_count or not len(column):
+        return 0 < column.null_count == len(column)
+    return pc.all(pc.equal(column, column[0])).as_py()
 
 
 def parquet_files(path: str | Path) -> list[Path]:
