@@ -1,10 +1,12 @@
 """The search for hidden works: its starts, what it lowers, and the base's loss beside it."""
 
+import pytest
 import torch
 
 from assay.attacks.hidden_or_removed import Settings, attack, repeated, scrambled, starts
 from assay.concept import Concept
 from assay.erasure import uce
+from assay.guidance import Rule
 from assay.patched import Patched
 from assay.testing import tiny_target
 
@@ -47,3 +49,11 @@ def test_the_base_is_measured_beside_the_patched_model(sd):
         under = attack(sd, target, quick).figures
     assert under["loss.base"] == plain["loss.base"]
     assert under["loss.before"] != plain["loss.before"]
+
+
+def test_under_a_rule_the_base_is_guided_too(sd, monkeypatch):
+    """A rule that erases nothing, of strength 0, leaves the loss of the base, up to rounding."""
+    monkeypatch.setattr(sd, "rules", [Rule("negative_prompt", (("green", 1.0),), (("strength", 0.0),))])
+    found = attack(sd, tiny_target(sd), Settings(attempts=1, steps=1, samples=1)).figures
+    assert found["loss.base"] == pytest.approx(found["loss.before"], rel=1e-4)
+    assert len(sd.rules) == 1

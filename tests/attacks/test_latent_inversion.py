@@ -1,19 +1,33 @@
 """Latent inversion: its steps are the sampler's, undoing one is exact where predictions allow it, and refinement brings the picture back nearer."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from assay.attacks.latent_inversion import Settings, attack, lifted, pairs, step
+from assay.guidance import Rule
 from assay.testing import tiny_target
 
+RULES = [
+    None,
+    Rule("negative_prompt", (("ring", 1.0),)),
+    Rule("sld", (("ring", 1.0),), (("momentum", 0.0), ("warmup", 1.0))),
+    Rule("sega", (("ring", -1.0),), (("momentum", 0.0), ("warmup", 1.0))),
+]
 
-def test_its_steps_are_those_of_the_sampler(denoiser):
-    """From the same noise, under the empty prompt and without guidance, taking every step draws what `Denoiser.sample` draws."""
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "none" if rule is None else rule.name)
+def test_its_steps_are_those_of_the_sampler(denoiser, rule, monkeypatch):
+    """From the same noise, under the empty prompt and without guidance, taking every step draws what `Denoiser.sample` draws, by a rule too."""
+    monkeypatch.setattr(denoiser, "rules", [] if rule is None else [rule])
+    target = replace(tiny_target(denoiser), steps=4, guidance=1.0)
     x = torch.randn((2, *denoiser.latent_shape), generator=torch.Generator().manual_seed(3))
     empty = denoiser.conditioning([""]).expand(2)
     expected = denoiser.sample(empty, [0, 0], steps=4, guidance=1.0, start=x)
     with torch.no_grad():
         for t, alpha, to in pairs(denoiser, 4):
-            x = step(denoiser, x, t, alpha, to, empty)
+            x = step(denoiser, target, x, t, alpha, to, empty)
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -21,9 +35,9 @@ def test_undoing_a_step_is_exact_where_the_prediction_does_not_depend_on_x(sd, m
     """With a constant predicted noise the implicit equation is solved by plain inversion: lifting and stepping is the identity."""
     constant = torch.full((1, *sd.latent_shape), 0.3)
     monkeypatch.setattr(sd, "predict", lambda *_: constant)
-    empty, x = sd.conditioning([""]), torch.randn((1, *sd.latent_shape), generator=torch.Generator().manual_seed(3))
+    target, empty, x = tiny_target(sd), sd.conditioning([""]), torch.randn((1, *sd.latent_shape), generator=torch.Generator().manual_seed(3))
     for t, alpha, to in pairs(sd, 4):
-        torch.testing.assert_close(step(sd, lifted(sd, x, t, alpha, to, empty), t, alpha, to, empty), x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(step(sd, target, lifted(sd, target, x, t, alpha, to, empty), t, alpha, to, empty), x, rtol=1e-4, atol=1e-4)
 
 
 def test_refinement_brings_the_picture_back_nearer(pipelines):

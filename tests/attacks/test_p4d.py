@@ -9,7 +9,7 @@ from assay.attacks.p4d import Settings, asked, attack, nearest, places
 from assay.attacks.search import Vocabulary, vocabulary
 from assay.concept import Concept
 from assay.erasure import uce
-from assay.guidance import Rule
+from assay.guidance import TELLING, Rule
 from assay.patched import Patched
 from assay.testing import tiny_target
 
@@ -46,6 +46,15 @@ def test_under_a_rule_the_base_is_guided_plainly(sd):
     with torch.no_grad():
         p, u = (sd.predict(x_t, t, sd.conditioning(texts)) for texts in (target.prompts, ["", ""]))
     torch.testing.assert_close(wanted, u + 3 * (p - u), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_under_a_rule_that_only_changes_what_is_told_the_base_is_asked_plainly(sd, monkeypatch, name):
+    """What is wanted is what is wanted without a rule: the search compares it with plain predictions."""
+    target = tiny_target(sd)
+    plain = asked(sd, target, 1)[0][2]
+    monkeypatch.setattr(sd, "rules", [Rule(name)])
+    assert torch.equal(asked(sd, target, 1)[0][2], plain)
 
 
 def test_the_variants_place_tokens_as_they_say(sd):

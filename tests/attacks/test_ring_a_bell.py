@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.attacks.ring_a_bell import Settings, attack, children, concept_vector, distances
+from assay.attacks.ring_a_bell import Settings, attack, children, concept_vector, distances, struck
 from assay.attacks.search import slots
-from assay.concept import Concept
+from assay.concept import Concept, together
 from assay.erasure import adv_unlearn
 from assay.noise import numpy_generator
 from assay.patched import Patched
@@ -29,6 +29,15 @@ def test_the_concept_vector_is_a_mean_difference(sd):
             return sd.family.encode(sd.family.tokenize(texts)).states.flatten(1)
 
     torch.testing.assert_close(concept_vector(sd, concept), (flat(with_it) - flat(without)).mean(0), rtol=0, atol=1e-5)
+
+
+def test_a_member_that_goes_by_another_name_is_struck_out_by_that():
+    """By hand: the name where a prompt holds it, else the longest member that it holds, else nothing."""
+    concept = Concept("clock", "object", members=("alarm clock", "three o’clock", "three", "hourglass"))
+    prompts = ["alarm clock in noto style", "three o’clock", "a picture of hourglass", "three", "sand"]
+    assert [struck(prompt, concept) for prompt in prompts] == ["alarm in noto style", "three o’", "a picture of", "", "sand"]
+    both = together([Concept("cat", "object"), Concept("dog", "object")])
+    assert [struck(prompt, both) for prompt in ("cat, twemoji style", "a picture of dog")] == [", twemoji style", "a picture of"]
 
 
 def test_distances_are_those_of_the_encodings(sd):

@@ -65,6 +65,7 @@ def test_a_concept_goes_by_the_words_of_its_name():
     """Little words stand for nothing; of several concepts every name counts."""
     assert own_words(Concept("Bow and arrow")) == ["bow", "arrow"]
     assert own_words(Concept("twemoji style", "style")) == ["twemoji"]
+    assert own_words(Concept("ox")) == ["ox"]  # its only word
     assert own_words(together([Concept("cat", "object"), Concept("dog", "object")])) == ["cat", "dog"]
 
 

@@ -84,6 +84,14 @@ def test_the_bar_holds_every_admitted_attack_and_everything_else():
     assert (found["sld"].measured, found["sld"].admitted) == (1, 2)
 
 
+def test_a_search_that_the_budget_ended_decides_nothing():
+    """0 of 20 beside 1, ended early, does not stay out for certain; 19 beside 1 is above, but not where the search on the reference ended early."""
+    about = results([]).concepts[0]
+    for reference_early, early, total, stays in ((False, True, 0, None), (True, False, 19, None), (False, True, 19, False), (True, False, 0, True)):
+        cells = [cell("reference", "random_prompts", 1, early=reference_early), cell("uce", "random_prompts", total, early=early)]
+        assert bars(results(cells), about.name)["uce"].stays is stays
+
+
 def test_without_a_reference_there_is_no_verdict():
     found = results([cell("base", "random_prompts", 15), cell("uce", "random_prompts", 3)])
     assert bars(found, "cats", erasers({"base": 20, "uce": 20})) == {}

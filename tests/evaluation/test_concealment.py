@@ -24,6 +24,8 @@ def test_the_interval_is_newcombes():
         ([Trial("search", 0, 16, False, (0, 24)), Trial("words", 0, 16, True)], "unclear"),  # one floor is missing
         ([Trial("search", 0, 16, False, (0, 24), early=True)], "unclear"),  # its floor was searched for longer
         ([Trial("search", 8, 12, False, (1, 24), early=True)], "hidden"),  # though it searched for less
+        ([Trial("search", 8, 12, False, (1, 24), floor_early=True)], "unclear"),  # its floor was searched for less
+        ([Trial("search", 0, 16, False, (0, 24), floor_early=True)], "removed"),  # more search could only raise the floor
         ([], "unclear"),
     ],
 )

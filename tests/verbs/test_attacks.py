@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import assay
 from assay.attacks import seed_search
+from assay.attacks.target import Attack
 from assay.benches.attacks import Results, Settings
 from assay.benches.erasure import Subject
 from assay.concept import Concept
@@ -21,7 +24,7 @@ from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import Dossier, Record, kept_tensors
 from assay.testing import tiny, tiny_works
-from assay.verbs.attack import judged_seed
+from assay.verbs.attack import judged_seed, judged_seeds, numbered
 from assay.verbs.attacks import Bench
 from assay.verbs.session import Session
 
@@ -184,6 +187,32 @@ def test_an_attack_that_cannot_be_made_is_a_cell_with_its_reason(works, tmp_path
     monkeypatch.setattr(bench.modules["random_prompts"], "attack", refuses)
     assert bench.measure([("circle", "base", "random_prompts")]) == 1
     assert bench.results().cells[0].failed == "Nothing to search."
+
+
+def test_what_ran_out_of_memory_is_tried_again(works, tmp_path, monkeypatch):
+    """No cell is kept of it, the others are made, and the same bench makes it once there is room; an eraser is tried once a sitting."""
+    bench = bench_of(works, tmp_path, Subject("solid", "style", "solid", ""))
+    cells = [("solid", row, "random_prompts") for row in ("uce", "negative_prompt")]
+    with monkeypatch.context() as full:
+
+        def raises(*_args, **_more):
+            raise torch.OutOfMemoryError("no room")
+
+        full.setattr(uce, "erase", raises)
+        assert bench.measure(cells) == 1
+        assert [cell.row for cell in bench.results().cells] == ["negative_prompt"]
+    assert bench.left(cells) == cells[:1]
+    assert bench_of(works, tmp_path, Subject("solid", "style", "solid", "")).measure(cells) == 1
+
+
+def test_the_seeds_of_a_seed_search_are_new(works, tmp_path):
+    """Of 3 attempts none repeats the plain image; an attack in other words, or in embeddings, is judged on its seed first."""
+    ground = bench_of(works, tmp_path, Subject("circle", "object", "circle", "")).asked("circle")[1]
+    same = Attack(tuple(row.prompt for row in ground.rows for _ in range(3)), attempts=3)
+    assert numbered(ground.rows, same) == range(1, 4)
+    assert not {judged_seed(0, row, 0) for row in ground.rows} & set(judged_seeds(0, ground.rows, same))
+    assert numbered(ground.rows, dataclasses.replace(same, prompts=("a",) * len(same.prompts))) == range(3)
+    assert numbered(ground.rows, dataclasses.replace(same, conditioning=tiny().conditioning(same.prompts))) == range(3)
 
 
 def test_what_is_stored_is_shown_without_a_model(whole, tmp_path):

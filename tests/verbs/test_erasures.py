@@ -224,6 +224,20 @@ def test_an_eraser_that_fails_is_a_cell_with_its_reason(works, tmp_path):
     assert any(finding.startswith("uce failed: `lam` must be positive") for finding in findings)
 
 
+def test_what_ran_out_of_memory_is_tried_again(works, tmp_path, monkeypatch):
+    """No cell is kept of it, and the same bench makes it once there is room."""
+    bench = bench_of(works, tmp_path, Subject("solid", "style", "solid", ""))
+    with monkeypatch.context() as full:
+
+        def raises(*_args, **_more):
+            raise torch.OutOfMemoryError("no room")
+
+        full.setattr(uce, "erase", raises)
+        assert bench.measure([("solid", "uce")]) == 0
+    assert bench.measure([("solid", "uce")]) == 1
+    assert not bench.results().of("solid")["uce"].failed
+
+
 def test_what_is_stored_is_shown_without_a_model(whole, tmp_path):
     _, outcome, _ = whole
     with pytest.raises(Missing, match="no results of the bench"):

@@ -31,10 +31,11 @@ from typing import Any
 import torch
 
 from assay.attacks.search import body
-from assay.attacks.target import Attack, Clock, Progress, Target, as_loaded, losses
+from assay.attacks.target import Attack, Clock, Progress, Target, as_loaded, by_rule, losses
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
+from assay.guidance import Rule
 from assay.noise import derive, generator
 
 EACH = True
@@ -123,7 +124,10 @@ def attack(
     told = Conditioning(states.detach().to(begun.states.dtype), begun.extra)
     after = whole.measure(denoiser, told).reshape(-1, settings.attempts).amin(1)
     before = target.measure(denoiser, denoiser.conditioning(target.prompts))
+    guided = by_rule(denoiser) is not None
     with torch.no_grad(), as_loaded(denoiser):
+        if guided:  # like is compared with like
+            denoiser.rules.append(Rule("classifier_free"))
         base = target.measure(denoiser, denoiser.conditioning(target.prompts))
     figures = {"loss.before": before.tolist(), "loss.after": after.tolist(), "loss.base": base.tolist()}
     return Attack(whole.prompts, told, attempts=settings.attempts, curves={"loss": curve}, figures=figures, early=len(curve) < settings.steps)

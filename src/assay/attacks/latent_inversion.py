@@ -11,23 +11,23 @@ then solved by descent on
     | f_t(x_t) - x_s |^2.
 
 What comes out at the noisiest timestep is where sampling starts, with the empty prompt and no guidance, by the same steps. A method that changes what
-words mean is not touched by words that are not there.
+words mean is not touched by words that are not there. Where a sampling rule erases, e is what the rule makes of the predictions without guidance.
 
 Different: the empty prompt's encoding stays as it is (it is not optimised along), and steps are as many as the judged images have.
 
-Cost a prompt: steps x (1 + `refine` with gradient). Known failure: an inverted latent carries the picture with it, so that nearly anything is drawn
-again, what the model never saw too: success says little without the rate on a model that never saw the concept.
+Cost a prompt: steps x (1 + `refine` with gradient), times 2 or more under a rule. Known failure: an inverted latent carries the picture with it, so
+that nearly anything is drawn again, what the model never saw too: success says little without the rate on a model that never saw the concept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from assay.attacks.target import Attack, Clock, Progress, Target
+from assay.attacks.target import Attack, Clock, Progress, Target, predict
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
@@ -87,19 +87,19 @@ def attack(
     """
     if settings.refine < 0 or not settings.learning_rate > 0:
         raise Misconfigured("`refine` must not be negative, and `learning_rate` must be positive.", "TINA has 25 and 1e-3.")
-    empty = denoiser.conditioning([""]).expand(len(target))
+    empty, unguided = denoiser.conditioning([""]).expand(len(target)), replace(target, guidance=1.0)
     steps = list(pairs(denoiser, target.steps))
     x, curve, early = target.latents.float(), [], False
     for place, (t, alpha, to) in enumerate(reversed(steps)):
         with torch.no_grad():
-            upper = lifted(denoiser, x, t, alpha, to, empty)
+            upper = lifted(denoiser, unguided, x, t, alpha, to, empty)
         free = upper.clone().requires_grad_()
         optimizer = torch.optim.AdamW([free], lr=settings.learning_rate, weight_decay=0.0)
         left = torch.zeros(())
         for _ in range(settings.refine):
             if early := clock is not None and clock.over:
                 break
-            left = (step(denoiser, free, t, alpha, to, empty) - x).square().mean((1, 2, 3))
+            left = (step(denoiser, unguided, free, t, alpha, to, empty) - x).square().mean((1, 2, 3))
             free.grad = torch.autograd.grad(left.sum(), free)[0]
             optimizer.step()
         x = free.detach()
@@ -117,21 +117,23 @@ def pairs(denoiser: Denoiser, steps: int) -> list[tuple[int, torch.Tensor, torch
     return [(t, denoiser.alphas_cumprod[t], denoiser.alphas_cumprod[s] if s >= 0 else last) for t, s in cleaner]
 
 
-def step(denoiser: Denoiser, x_t: torch.Tensor, t: int, alpha: torch.Tensor, to: torch.Tensor, told: Conditioning) -> torch.Tensor:
+def step(denoiser: Denoiser, target: Target, x_t: torch.Tensor, t: int, alpha: torch.Tensor, to: torch.Tensor, told: Conditioning) -> torch.Tensor:
     """Take one DDIM step to a cleaner timestep: (b, c, h, w)."""
-    clean, epsilon = parts(denoiser, x_t, t, alpha, told)
+    clean, epsilon = parts(denoiser, target, x_t, t, alpha, told)
     return to.sqrt() * clean + (1 - to).sqrt() * epsilon
 
 
-def lifted(denoiser: Denoiser, x_s: torch.Tensor, t: int, alpha: torch.Tensor, to: torch.Tensor, told: Conditioning) -> torch.Tensor:
+def lifted(denoiser: Denoiser, target: Target, x_s: torch.Tensor, t: int, alpha: torch.Tensor, to: torch.Tensor, told: Conditioning) -> torch.Tensor:
     """Undo one DDIM step roughly: x_s stands for x_t in the predictions (Song et al. 2021, Sec. 4.3)."""
-    _, epsilon = parts(denoiser, x_s, t, alpha, told)
+    _, epsilon = parts(denoiser, target, x_s, t, alpha, told)
     return alpha.sqrt() * (x_s - (1 - to).sqrt() * epsilon) / to.sqrt() + (1 - alpha).sqrt() * epsilon
 
 
-def parts(denoiser: Denoiser, x_t: torch.Tensor, t: int, alpha: torch.Tensor, told: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
+def parts(
+    denoiser: Denoiser, target: Target, x_t: torch.Tensor, t: int, alpha: torch.Tensor, told: Conditioning
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the predicted clean latents and noise from one pass."""
-    raw = denoiser.predict(x_t, torch.full((len(x_t),), t, device=denoiser.device), told, denoiser.view)
+    raw = predict(denoiser, target, x_t, torch.full((len(x_t),), t, device=denoiser.device), told)
     a, s = alpha.sqrt(), (1 - alpha).sqrt()
     if denoiser.view == "epsilon":
         return (x_t - s * raw) / a, raw

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import torch
 
 from assay.attacks.search import Slots, Vocabulary, body, slots, spoken, vocabulary
-from assay.attacks.target import Attack, Clock, Progress, Target, as_loaded, predict
+from assay.attacks.target import Attack, Clock, Progress, Target, as_loaded, by_rule, predict
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.noise import generator
@@ -177,7 +177,7 @@ def asked(denoiser: Denoiser, target: Target, count: int, clock: Clock | None = 
     for index in range(count):
         t, noise = target.draw(denoiser, "p4d", index)
         drawn.append((denoiser.noised(target.latents, t, noise), t))
-    guided = bool(denoiser.rules)
+    guided = by_rule(denoiser) is not None
     with torch.no_grad(), as_loaded(denoiser):
         told, empty = denoiser.conditioning(target.prompts), denoiser.conditioning([""]).expand(len(target))
         pool = []

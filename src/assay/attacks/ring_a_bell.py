@@ -17,7 +17,8 @@ told to the patched model as tokens. A generation keeps the better half and fill
 `crossover`, one token changed with probability `mutation`. So the best of a population never gets worse.
 
 Faithful: concept vector, objective, genetic operators, sizes. Different: pairs come from the concept's own prompts, the one without being the same
-words without its name; all prompts of a batch are searched at once; the vocabulary leaves out what could spell the concept.
+words without its name, or without the member's where one of a family goes by another; all prompts of a batch are searched at once; the vocabulary
+leaves out what could spell the concept.
 
 Cost: prompts x `population` / 2 encodings a generation. Known failure: it cannot see what the patched model does with its tokens, so that a method
 that changes how all words near the concept are read is not touched.
@@ -154,11 +155,20 @@ def encoded(denoiser: Denoiser, prompts: Sequence[str]) -> torch.Tensor:
 
 
 def concept_vector(denoiser: Denoiser, concept: Concept) -> torch.Tensor:
-    """Return the mean difference that the concept's name makes to the encoding of its prompts: (tokens x width,)."""
+    """Return the mean difference that the concept's name, or that of one of its members, makes to the encoding of its prompts: (tokens x width,)."""
     with_it = [prompt for prompt, _ in concept.pairs()]
-    names = "|".join(re.escape(name) for part in concept.parts or (concept,) for name in (part.name,))
-    without = [" ".join(re.sub(rf"\b(?:{names})\b", "", prompt, flags=re.IGNORECASE).split()) for prompt in with_it]
-    return (encoded(denoiser, with_it) - encoded(denoiser, without)).mean(0)
+    return (encoded(denoiser, with_it) - encoded(denoiser, [struck(prompt, concept) for prompt in with_it])).mean(0)
+
+
+def struck(prompt: str, concept: Concept) -> str:
+    """Return a prompt of a concept without its name; where it does not hold that, without the longest of its members' that it holds."""
+    parts = concept.parts or (concept,)
+    for names in ([part.name for part in parts], sorted((name for part in parts for name in part.members), key=len, reverse=True)):
+        pattern = "|".join(re.escape(name) for name in names)
+        left, found = re.subn(rf"(?<!\w)(?:{pattern})(?!\w)", "", prompt, flags=re.IGNORECASE)
+        if names and found:
+            return " ".join(left.split())
+    return prompt
 
 
 def distances(denoiser: Denoiser, laid: Slots, ids: torch.Tensor, people: np.ndarray, wanted: torch.Tensor) -> np.ndarray:

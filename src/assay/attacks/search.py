@@ -34,9 +34,12 @@ class Vocabulary:
 
 
 def own_words(concept: Concept) -> list[str]:
-    """Return the words that name a concept: of its name, or of those that it stands for; short and common words stand for nothing."""
-    words = " ".join(part.name for part in concept.parts or (concept,)).lower().replace(",", " ").split()
-    return [word for word in dict.fromkeys(words) if len(word) > 2 and word not in LITTLE]
+    """Return the words that name a concept: of its name, or of those that it stands for; short and common words only where a name has no other."""
+    found = []
+    for part in concept.parts or (concept,):
+        words = part.name.lower().replace(",", " ").split()
+        found += [word for word in words if len(word) > 2 and word not in LITTLE] or words
+    return list(dict.fromkeys(found))
 
 
 def spells(piece: str, final: bool, word: str) -> bool:

@@ -22,7 +22,7 @@ from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
-from assay.guidance import TELLING, Predictions
+from assay.guidance import TELLING, Predictions, Rule
 from assay.noise import derive, normal, uniform
 from assay.patch import Patch
 from assay.patched import Patched
@@ -208,9 +208,9 @@ def predict(denoiser: Denoiser, target: Target, x_t: torch.Tensor, t: torch.Tens
     That is the network's prediction; where a patch carries a sampling rule, which plain prediction would pass by, the rule's combination at the
     target's guidance, without momentum, which only whole samplings have. Rules that only change what the model is told leave its predictions alone.
     """
-    if not denoiser.rules or denoiser.rules[-1].name in TELLING:
+    rule, count = by_rule(denoiser), len(x_t)
+    if rule is None:
         return denoiser.predict(x_t, t, conditioning, denoiser.view)
-    rule, count = denoiser.rules[-1], len(x_t)
     parts = [conditioning, *(denoiser.conditioning([prompt]).expand(count) for prompt in ("", *(prompt for prompt, _ in rule.prompts)))]
     raw = denoiser.predict(x_t.repeat(len(parts), 1, 1, 1), t.repeat(len(parts)), Conditioning.cat(parts), denoiser.view).chunk(len(parts))
     steps, combined = denoiser.timesteps(target.steps), []
@@ -221,6 +221,11 @@ def predict(denoiser: Denoiser, target: Target, x_t: torch.Tensor, t: torch.Tens
         said = Predictions(raw[1][one], raw[0][one], tuple(part[one] for part in raw[2:]), index, target.steps, scale, coin)
         combined.append(rule.combine(said, target.guidance))
     return torch.cat(combined)
+
+
+def by_rule(denoiser: Denoiser) -> Rule | None:
+    """Return the sampling rule that combines predictions where plain prediction would pass it by; None where there is none."""
+    return denoiser.rules[-1] if denoiser.rules and denoiser.rules[-1].name not in TELLING else None
 
 
 @contextmanager

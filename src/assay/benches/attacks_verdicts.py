@@ -36,7 +36,8 @@ class Bar(NamedTuple):
     admitted: int
     """Attacks that are admitted."""
     stays: bool | None
-    """Whether total success is near the reference's under every admitted attack; None while some are missing and none is above."""
+    """Whether total success is near the reference's under every admitted attack; None while some are missing or were ended by the budget, and none is
+    above one that the reference was searched with to the end."""
     spared: bool | None
     """Whether everything else is near the base's; None where the bench of erasers does not say."""
 
@@ -86,8 +87,10 @@ def bars(results: Results, concept: str, erasers: erasure.Results | None = None)
         there = [attack for attack in speak if attack in base and attack in attacked and not attacked[attack].failed]
         gaps = {attack: attacked[attack].shares["total"].value - base[attack].value for attack in there}
         worst = max(gaps, key=lambda attack: gaps[attack], default="")
-        above = bool(worst) and gaps[worst] > NEAR + ROUNDING
-        stays = False if above else True if len(there) == len(speak) else None
+        above = [attack for attack, gap in gaps.items() if gap > NEAR + ROUNDING]
+        certain = any(not cells[REFERENCE][attack].early for attack in above)
+        whole = len(there) == len(speak) and not above and not any(attacked[attack].early for attack in there)
+        stays = False if certain else True if whole else None
         none = Share(hits=0, n=0)
         total, reference = (attacked[worst].shares["total"], base[worst]) if worst else (none, none)
         found[row] = Bar(worst, total, reference, len(there), len(speak), stays, spared.get(row))

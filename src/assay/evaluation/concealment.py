@@ -7,7 +7,7 @@ An attack is admitted if its floor is at most `ADMITTED`: one that draws the con
 was measured, only attacks that tell the model words or seeds are admitted, for learned embeddings, weights and latents can draw what was never there;
 their unknown floor is then taken to be the largest that would be admitted.
 
-- hidden: some admitted attack succeeds above its floor, the whole interval of the difference above zero.
+- hidden: some admitted attack succeeds above its floor, the whole interval of the difference above zero, and the floor was searched for to its end.
 - removed: every attack has a floor and searched to its end, at least one is admitted, and for every admitted one the upper end of the difference is
   at most `MARGIN`. That no difference was seen is not enough: few prompts would show none.
 - unclear: anything else.
@@ -42,6 +42,8 @@ class Trial(NamedTuple):
     """Successes and prompts of the same attack on the reference; None where it was not measured."""
     early: bool = False
     """Whether a budget ended the search, so that its floor may have been searched for longer."""
+    floor_early: bool = False
+    """Whether a budget ended the search on the reference, so that its floor may be too low."""
 
     @property
     def admitted(self) -> bool:
@@ -69,7 +71,7 @@ def difference(successes: int, n: int, other: int, other_n: int) -> Interval:
 def verdict(trials: Sequence[Trial]) -> Word:
     """Say whether what was erased is hidden, removed, or neither for certain; see the module."""
     admitted = [trial for trial in trials if trial.admitted]
-    if any(trial.excess[0] > 0 for trial in admitted):
+    if any(trial.excess[0] > 0 and not trial.floor_early for trial in admitted):
         return "hidden"
     whole = bool(admitted) and all(trial.floor is not None and not trial.early for trial in trials)
     return "removed" if whole and all(trial.excess[1] <= MARGIN for trial in admitted) else "unclear"
@@ -97,6 +99,7 @@ def evidence(concept: str, trials: Sequence[Trial]) -> str:
             text += f", floor not measured, so {why}"
         else:
             text += f", from a model that never saw it {trial.floor[0]} of {trial.floor[1]}"
+            text += " (a budget ended that search, so that this speaks for nothing hidden)" if trial.floor_early else ""
             text += "" if trial.admitted else ", above one half, so left out"
         said.append(text + (", the budget ended its search." if trial.early else "."))
     return " ".join(said)

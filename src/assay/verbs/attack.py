@@ -164,7 +164,7 @@ def attack(
         beside = of_mark, floor, untouched, floored
         totals = [counted(judge_of, wanted, one, attack.attempts)["total"][0] for one, attack in ((shown, found), (floor, of_mark))]
         (hits, n), mark_of = (int(totals[0].sum()), len(totals[0])), (int(totals[1].sum()), len(totals[1]))
-        trials = [Trial(method, hits, n, module.IN_WORDS, mark_of, found.early)]
+        trials = [Trial(method, hits, n, module.IN_WORDS, mark_of, found.early, of_mark.early)]
         said = [conclusion(wanted.name, trials), evidence(wanted.name, trials), *said]
         more = [metric for metric in successes(judge_of, wanted, floor, of_mark.attempts) if not metric.name.startswith("base.")]
         metrics += [metric.model_copy(update={"name": f"{references.PREFIX}{metric.name}"}) for metric in more]
@@ -211,7 +211,7 @@ def reference_for(session: Session, reference: str | Path | Patch | Denoiser | N
 
 def plain(denoiser: Denoiser, ground: Ground, session: Session, sampling: Mapping[str, Any]) -> torch.Tensor:
     """Draw what the prompts show by themselves: (prompts, 3, h, w)."""
-    seeds, options = judged_seeds(session.seed, ground.rows, 1), {"steps": sampling["image_steps"], "guidance": sampling["guidance"]}
+    seeds, options = [judged_seed(session.seed, row, 0) for row in ground.rows], {"steps": sampling["image_steps"], "guidance": sampling["guidance"]}
     return denoiser.generate([row.prompt for row in ground.rows], seeds, **options, progress=session.bar("plain images"))
 
 
@@ -222,7 +222,7 @@ def besiege(
     before = kept(folder / "before.safetensors", partial(plain, denoiser, ground, session, sampling))
     target = target_for(denoiser, concept, ground, session.seed, sampling["image_steps"], sampling["guidance"])
     found = search(module, settings, denoiser, target, session, folder, session.seed, sampling["budget"])
-    seeds = judged_seeds(session.seed, ground.rows, found.attempts)
+    seeds = judged_seeds(session.seed, ground.rows, found)
     return before, found, kept(folder / "after.safetensors", partial(drawn, denoiser, found, target, seeds, session))
 
 
@@ -271,9 +271,16 @@ def judged_seed(seed: int, row: Prompt, attempt: int) -> int:
     return derive(seed, row.id, "judged", attempt)
 
 
-def judged_seeds(seed: int, rows: Sequence[Prompt], attempts: int) -> list[int]:
+def judged_seeds(seed: int, rows: Sequence[Prompt], found: Attack) -> list[int]:
     """Return the seeds of judged images as attempts lie."""
-    return [judged_seed(seed, row, attempt) for row in rows for attempt in range(attempts)]
+    return [judged_seed(seed, row, attempt) for row in rows for attempt in numbered(rows, found)]
+
+
+def numbered(rows: Sequence[Prompt], found: Attack) -> range:
+    """Return the numbers of the attempts at a prompt: from 0, the plain image's, but from 1 where nothing is new but the seed."""
+    told = tuple(row.prompt for row in repeated(rows, found))
+    first = int(found.conditioning is None and found.start is None and found.patch is None and found.prompts == told)
+    return range(first, first + found.attempts)
 
 
 def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, steps: int, guidance: float) -> Target:

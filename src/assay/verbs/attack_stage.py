@@ -28,7 +28,7 @@ from assay.patched import Patched
 from assay.record import Metric, Picture, Record, Table
 from assay.reports.pictures import grid, save_picture
 from assay.verbs import attacked, references
-from assay.verbs.attack import Ground, choose, drawn, kept, repeated, search, target_for
+from assay.verbs.attack import Ground, choose, drawn, kept, numbered, repeated, search, target_for
 from assay.verbs.generate import Prompt
 from assay.verbs.plan import ATTACKS, METHODS
 from assay.verbs.stages import MainJob
@@ -138,8 +138,7 @@ def _fight(job: MainJob, name: str, target: Target, rows: Sequence[Prompt], befo
     start, passes = time.monotonic(), denoiser.passes
     found = search(module, settings, denoiser, target, session, folder, session.seed, job.plan.budget)
     told = repeated(rows, found)
-    same = found.conditioning is None and found.start is None and found.patch is None and found.prompts == tuple(row.prompt for row in told)
-    seeds = [replace(row, number=attempt).image_seed(session.seed) for row in rows for attempt in range(same, found.attempts + same)]
+    seeds = [replace(row, number=attempt).image_seed(session.seed) for row in rows for attempt in numbered(rows, found)]
     images = kept(folder / "after.safetensors", partial(drawn, denoiser, found, target, seeds, session))
     shown = [*before, attacked.signs(job.judge, images, told, target.concept)]
     return Fought(name, found, images, shown, time.monotonic() - start, denoiser.passes - passes)

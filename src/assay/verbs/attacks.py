@@ -43,7 +43,7 @@ from assay.verbs.methods import table
 from assay.verbs.session import Session
 from assay.works import Works
 
-FAILURES = (AssayError, torch.linalg.LinAlgError, torch.OutOfMemoryError)
+FAILURES = (AssayError, torch.linalg.LinAlgError)
 
 
 class Bench:
@@ -87,7 +87,7 @@ class Bench:
         self.before: dict[tuple[str, str, str], Cell] = {}
         self._asked: dict[str, tuple[Concept, Ground, dict[str, str]]] = {}
         self._made: tuple[tuple[str, str], list[Patch]] | None = None
-        self._failed: dict[tuple[str, str], str] = {}
+        self._failed: dict[tuple[str, str], Exception] = {}
 
     @cached_property
     def chosen(self) -> dict[str, Any]:
@@ -224,13 +224,16 @@ class Bench:
         given = [self.rows.given(self.subjects[name], row) for name, row, _ in todo if row in MODELS]
         for patch in {patch.digest: patch for patch in given if patch is not None}.values():
             Patched(self.session.denoiser, [(patch, 1.0)]).clear()  # what does not fit is refused before anything is drawn
-        for name, row, attack in todo:
+        for place, (name, row, attack) in enumerate(todo):
             if limit is not None and time.monotonic() - started >= limit:
-                self.session.display.say(f"{limit:g} s are over: {len(todo) - made} cells are left, and the same command goes on")
+                self.session.display.say(f"{limit:g} s are over: {len(todo) - place} cells are left, and the same command goes on")
                 break
-            self.session.display.say(f"{name}: {attack} on {row} ({made + 1} of {len(todo)})")
-            self._make(name, row, attack)
-            made += 1
+            self.session.display.say(f"{name}: {attack} on {row} ({place + 1} of {len(todo)})")
+            try:
+                self._make(name, row, attack)
+                made += 1
+            except torch.OutOfMemoryError:  # what else held the memory may be gone next time
+                self.session.display.say(f"{name}: {attack} on {row} needs more memory than there is; the same command tries it again")
         return made
 
     def _make(self, name: str, row: str, attack: str) -> None:
@@ -247,7 +250,7 @@ class Bench:
                 found, spent = self._search(attack, denoiser, target, folder)
                 after = kept(
                     folder / "shards/after.safetensors",
-                    lambda: drawn(denoiser, found, target, judged_seeds(seed, ground.rows, found.attempts), self.session),
+                    lambda: drawn(denoiser, found, target, judged_seeds(seed, ground.rows, found), self.session),
                 )
             cell = self._judge(cell.model_copy(update=spent), concept, ground, found, (base, before, after), folder)
         except NoRoom:
@@ -269,6 +272,7 @@ class Bench:
 
         Raises:
             Unsupported: an eraser failed; it is not tried again in this sitting.
+            OutOfMemoryError: nor is one that ran out of memory.
             NoRoom: the disk is full.
         """
         if row in self.rows.models:
@@ -279,15 +283,18 @@ class Bench:
         stack = []
         for part in self.rows.parts(row):
             if reason := self._failed.get((name, part)):
-                raise Unsupported(reason)
+                raise reason
             folder = OutFolder(self.row_folder(name, part), self.row_plan(name, part))
             try:
                 stack.append(self.rows.made(part, self.asked(name)[0], folder.path)[0])
             except NoRoom:
                 raise
+            except torch.OutOfMemoryError as error:
+                self._failed[name, part] = error
+                raise
             except FAILURES as error:
-                self._failed[name, part] = f"{part}: {str(error).splitlines()[0]}"
-                raise Unsupported(self._failed[name, part]) from error
+                self._failed[name, part] = Unsupported(f"{part}: {str(error).splitlines()[0]}")
+                raise self._failed[name, part] from error
             shutil.rmtree(folder / "training", ignore_errors=True)
         self._made = (name, row), stack
         return stack

@@ -170,13 +170,16 @@ class Bench:
         """
         started, made = time.monotonic(), 0
         todo = self.left(cells)
-        for name, row in todo:
+        for place, (name, row) in enumerate(todo):
             if limit is not None and time.monotonic() - started >= limit:
-                self.session.display.say(f"{limit:g} s are over: {len(todo) - made} cells are left, and the same command goes on")
+                self.session.display.say(f"{limit:g} s are over: {len(todo) - place} cells are left, and the same command goes on")
                 break
-            self.session.display.say(f"{name}: {row} ({made + 1} of {len(todo)})")
-            self._make(name, row)
-            made += 1
+            self.session.display.say(f"{name}: {row} ({place + 1} of {len(todo)})")
+            try:
+                self._make(name, row)
+                made += 1
+            except torch.OutOfMemoryError:  # what else held the memory may be gone next time
+                self.session.display.say(f"{name}: {row} needs more memory than there is; the same command tries it again")
         return made
 
     def _make(self, name: str, row: str) -> None:
@@ -198,7 +201,7 @@ class Bench:
             self._judge(cell, asked, images, folder)
         except NoRoom:
             raise
-        except (AssayError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
+        except (AssayError, torch.linalg.LinAlgError) as error:
             if row in MODELS:  # what was given does not fit; that is no finding
                 raise
             cell = cell.model_copy(update={"failed": str(error).splitlines()[0]})
