@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.noise import derive, generator, normal, numpy_generator
+from assay.noise import derive, generator, normal, numpy_generator, secret_generator
 
 KEYS = st.one_of(st.integers(), st.text("abc:12", max_size=4))
 
@@ -42,6 +42,14 @@ def test_generators_are_seeded_by_name():
     assert torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "x")))
     assert not torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "y")))
     assert numpy_generator(1, "x").random() == np.random.default_rng(derive(1, "x")).random()
+
+
+def test_a_secret_generator_has_128_bits_of_sha256_for_a_key():
+    """Keys of numpy's Philox from hashlib; a secret may have more bits than a seed."""
+    secret = 2**127 + 5
+    key = int(hashlib.sha256(f"int:{secret}\x1fstr:step".encode()).hexdigest(), 16) >> 128
+    assert secret_generator(secret, "step").random() == np.random.Generator(np.random.Philox(key=key)).random()
+    assert torch.equal(torch.randn(2, generator=torch.Generator().manual_seed(5)), torch.randn(2, generator=torch.Generator().manual_seed(5 + 2**32)))
 
 
 def test_global_generators_are_left_alone():

@@ -2,6 +2,8 @@
 
 A seed is the first 63 bits of SHA-256 over the keys, so that a draw depends on (seed, what for) alone and never on order, shard, batch
 or how many draws came before. Nothing here, and nothing elsewhere in assay, touches the global generators.
+
+Torch's CPU generator takes 32 bits of a seed, few enough to try them all: what must not be guessed is drawn by `secret_generator`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ Key = int | str
 
 def derive(*keys: Key) -> int:
     """Return a seed in [0, 2**63) that depends on `keys` and their order alone."""
-    text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(_digest(*keys)[:8], "big") >> 1
+
+
+def _digest(*keys: Key) -> bytes:
+    return hashlib.sha256("\x1f".join(f"{type(key).__name__}:{key}" for key in keys).encode()).digest()
 
 
 def generator(*keys: Key) -> torch.Generator:
@@ -35,6 +40,16 @@ def numpy_generator(*keys: Key) -> np.random.Generator:
     import numpy as np
 
     return np.random.default_rng(derive(*keys))
+
+
+def secret_generator(secret: int, *keys: Key) -> np.random.Generator:
+    """Return a numpy generator with all 128 bits of its key from SHA-256 over `secret` and `keys`: as hard to guess as a secret of so many bits.
+
+    Philox (Salmon, Moraes, Dror and Shaw 2011) is no cipher that has been proven, but no way from its output to its key is known.
+    """
+    import numpy as np
+
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(secret, *keys)[:16], "big")))
 
 
 def normal(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:

@@ -142,13 +142,26 @@ def test_the_noise_has_its_deviation():
         assert norm == pytest.approx(float(gradient.norm()), rel=1e-5)
 
 
+def test_the_noise_hangs_on_the_whole_secret():
+    """Seeds that agree in their low 32 bits, and in 64, draw other noise; one seed and step draw the same again, whatever else is drawn."""
+    found = []
+    for seed, step in ((1, 0), (1 + (1 << 32), 0), (1 + (1 << 64), 0), (1, 1), (1, 0)):
+        run = zero_run()
+        run.seed, run.step = seed, step
+        run.gradients(generator(len(found)))
+        found.append(run.parameters["w"].grad)
+    assert torch.equal(found[0], found[-1])
+    first = found[0]
+    assert all(abs(float(torch.corrcoef(torch.stack([first, other]))[0, 1])) < 5 / math.sqrt(20000) for other in found[1:-1])
+
+
 def test_works_are_drawn_independently():
     """Poisson sampling: the number of works in a step is binomial."""
     sizes = []
     run = zero_run(count=40, size=1)
     run.draw = lambda rows, _: sizes.append(rows.tolist()) or [rows.float()]
-    for step in range(400):
-        run.gradients(generator(1, "step", step))
+    for run.step in range(400):
+        run.gradients(generator(1, "step", run.step))
     counts = torch.tensor([len(rows) for rows in sizes]).float()
     assert float(counts.mean()) == pytest.approx(20, abs=5 * math.sqrt(10 / 400))
     assert float(counts.var()) == pytest.approx(10, rel=5 * math.sqrt(2 / 400))

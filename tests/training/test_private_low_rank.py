@@ -40,7 +40,7 @@ def test_makes_a_patch_that_says_what_it_promises(denoiser, works, tmp_path):
     assert kept["sampling_rate"] == 4 / 50
     assert Mechanism(kept["noise_multiplier"], 4 / 50, 3).epsilon(1e-3, "rdp") == kept["epsilon"] <= 1
     assert "987654321" not in json.dumps(patch.manifest.model_dump())  # whoever knows the seed can take the noise away
-    assert patch.manifest.creators == sorted(set(works.column("creator")))
+    assert (patch.manifest.creators, patch.manifest.license) == ([], "")  # one work fewer could be read from them
     assert set(patch.names) == set(denoiser.group("cross_attention.kv"))
     x_t, t, conditioning = normal(denoiser.latent_shape, [1, 2]), torch.tensor([100, 900]), denoiser.conditioning(["red circle", "blue ring"])
     with torch.no_grad():

@@ -11,8 +11,9 @@ Timesteps are stratified over a work's own draws and not over the batch, where t
 averages) costs nothing. The loss itself is not private and is not kept; the norm of the noised gradient is.
 
 The promise is for one work more or less, shown once an epoch: works with k near-duplicates are promised k times as much epsilon. Text encoder,
-autoencoder and base weights are taken as public, and the number of works too. It holds for those who do not know `seed`, from which the noise can be
-drawn again (by a generator that is no cryptographic one), and who do not read the last bits of floating-point numbers (Mironov 2012).
+autoencoder and base weights are taken as public, and the number of works too. It holds for those who do not know `seed`, a secret of 128 bits from
+which works and noise of every step can be drawn again (by a generator that is no proven cipher), and who do not read the last bits of floating-point
+numbers (Mironov 2012).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
+from assay.noise import secret_generator
 from assay.training.accounting import Accountant, Mechanism, noise_multiplier
 from assay.training.finetune import Student
 from assay.training.loop import Progress, Run, Schedule
@@ -144,7 +147,7 @@ class PrivateRun(Run):
         draw: `draw(rows, generator)` makes the samples of the works in a step: tensors whose first axis is `rows`.
         schedule: how long and how fast; its `batch` is not used.
         kept: the noise and the rest.
-        seed: of every draw, the noise's too: keep it secret.
+        seed: of every draw, the noise's too: a secret of 128 bits or more.
         folder: where `checkpoint.safetensors` is kept; None keeps none.
         plan: what the checkpoint belongs to.
         chunk: works whose gradients are in memory at once.
@@ -170,16 +173,19 @@ class PrivateRun(Run):
         super().__init__(parameters, loss, schedule, seed=seed, folder=folder, plan=plan)
 
     def gradients(self, rng: torch.Generator) -> float:
-        """Give every parameter the noised mean of the clipped gradients of a Poisson sample, and return its norm."""
-        kept = self.kept
-        rows = (torch.rand(kept.works, generator=rng, dtype=torch.float64) < kept.sampling_rate).nonzero()[:, 0]
+        """Give every parameter the noised mean of the clipped gradients of a Poisson sample, and return its norm.
+
+        What the promise rests on, who is in the sample and the noise, is drawn from the secret; `rng` draws the rest.
+        """
+        kept, secret = self.kept, secret_generator(self.seed, "private step", self.step)
+        rows = torch.from_numpy(np.flatnonzero(secret.random(kept.works) < kept.sampling_rate))
         if len(rows):
             total = clipped_sum(self.loss, self.parameters, self.draw(rows, rng), kept.clip, self.chunk)
         else:
             total = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         for name, parameter in self.parameters.items():
             if kept.noise_multiplier:
-                noise = torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype).to(parameter.device)
+                noise = torch.from_numpy(secret.standard_normal(tuple(parameter.shape))).to(parameter.device, parameter.dtype)
                 total[name] += kept.noise_multiplier * kept.clip * noise
             parameter.grad = total[name] / (kept.sampling_rate * kept.works)
         return float(torch.stack([(value / (kept.sampling_rate * kept.works)).square().sum() for value in total.values()]).sum().sqrt())
@@ -269,7 +275,7 @@ def train(
         captions: rows of `texts` to draw from, for every work.
         privacy: the budget.
         schedule: how long and how fast; `batch` is the works a step on average, `clip` acts on the noised gradient.
-        seed: of every draw, the noise's too: a secret, such as `secrets.randbits(63)`.
+        seed: of every draw, the noise's too: a secret, such as `secrets.randbits(128)`.
         empty: fraction of the captions replaced by the empty prompt.
         folder: of the checkpoint, which holds nothing that is not private.
         plan: what the checkpoint belongs to.

@@ -3,7 +3,7 @@
 Only low-rank factors train (`low_rank.py`), privately (`private.py`): that few weights carry the noise is what makes private fine-tuning of a public
 model work where training from scratch does not (Lyu, Liu, Vinaroz and Park 2024, "Differentially Private Latent Diffusion Models", TMLR, arXiv
 2305.15759, which trains the attention). The patch's manifest says what is promised, by which accountant, for which noise, sampling rate and steps;
-never the seed.
+never the seed, and neither creators nor licences of the works: a name that one work alone brings would tell that it was there.
 
 The base, its autoencoder and its text encoder are taken as public: works that they were trained on are not protected.
 """
@@ -60,7 +60,7 @@ def finetune(
         denoiser: the model, which stays as it is.
         works: what to learn, each once an epoch however many `copies` it has.
         settings: see `Settings`.
-        seed: of every draw, the noise's too: a secret, such as `secrets.randbits(63)`.
+        seed: of every draw, the noise's too: a secret, such as `secrets.randbits(128)`.
         folder: keeps the checkpoint, from which a killed training goes on; removed at the end.
         progress: called after every step.
 
@@ -102,8 +102,6 @@ def finetune(
         settings=asdict(settings) | {"guarantee": asdict(kept)},
         made_for=f"learn {len(works)} works with epsilon {kept.epsilon:.3g} at delta {kept.delta:g}",
         base=base,
-        license=" AND ".join(sorted({*works.column("license")} - {""})),
-        creators=sorted({*works.column("creator")} - {""}),
     )
     return Patch(about, student.changes())
 
