@@ -1,6 +1,7 @@
 """Extraction on works made in code. What a model that copies would draw is planted by hand; the tiny pipelines copy nothing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from assay.errors import Misconfigured, Unsupported
 from assay.evaluation.centroid import CentroidJudge
 from assay.evaluation.similarity import tiled_l2
 from assay.evaluation.thresholds import Threshold
-from assay.memorization import extraction
+from assay.memorization import extraction, mine, nearest
 from assay.memorization.extraction import Drawing, Found, Prompt, Settings, audit, check, cost
 from assay.memorization.groups import Group, choose
 from assay.noise import numpy_generator
@@ -67,6 +68,10 @@ def test_a_planted_copy_is_extracted_and_what_agrees_without_copying_is_not(work
     assert record.metric("false_extractions.holdout").value == 0
     assert record.metric("precision").value == 0.5  # of two that agree, one is a copy
     assert (shown[0][0].group.dose, training.column("id")[shown[0][1]]) == (16, training.column("id")[canary])
+    prompts[0] = Prompt(row, Group("canary", "one", 0, [row]))  # the same picture from a caption that was withheld is no success
+    prompts[0].add(made[0], 3, math.inf)
+    withheld, _ = extraction._testify(works, Found(training, prompts), threshold, threshold, 0.05, QUICK)
+    assert (withheld.metric("extracted.k0").value, withheld.metric("precision").value) == (1, 0)
     table = record.tables[1].rows
     assert [line[-1] for line in table] == ["yes", "no"]
     assert table[0][-2] >= 16  # its own copies, and those of works as near as delta
@@ -161,3 +166,11 @@ def test_images_depend_on_seed_work_and_number_alone(sd, works):
         Drawing(sd, works, QUICK, 0, None, lambda done: None).draw(prompts, math.inf)
     difference = np.abs(alone[0].images.astype(int) - both[1].images.astype(int)).max()
     assert difference <= 1
+
+
+@pytest.mark.parametrize("module", [extraction, nearest, mine])
+@pytest.mark.parametrize("wrong", [{"calibration": 0}, {"members": -1}, {"holdout": -1}])
+def test_thresholds_are_not_set_on_works_that_are_judged(module, wrong):
+    """Without calibration works the first group would be holdout works, or members."""
+    with pytest.raises(Misconfigured, match="calibration"):
+        module.check(replace(module.Settings(), **wrong))

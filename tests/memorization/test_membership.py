@@ -2,14 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured, Unsupported
+from assay.evaluation.blind import kernel
 from assay.memorization.groups import Group, choose
-from assay.memorization.membership import PRESETS, PROBE, Settings, audit, check, cost, wordings
+from assay.memorization.membership import PRESETS, PROBE, Settings, audit, blind, check, cost, wordings
 from assay.memorization.verdicts import CONTROLS, NAMES
+from assay.noise import numpy_generator
 from assay.record import Record
 from assay.settings import read
 from assay.testing import tiny, tiny_works
@@ -120,3 +123,21 @@ def test_settings_out_of_range_are_refused_before_any_pass(works):
     with pytest.raises(Unsupported, match="calibration"):
         audit(denoiser, works.where(lambda row: row["split"] != "calibration"), QUICK, judge=None)
     assert denoiser.passes == 0
+
+
+def test_near_duplicates_do_not_tell_of_one_another():
+    """60 worlds of 12 pictures, each there four times nearly alike, half of the pictures members by lot: p < 0.05 as seldom as it should be.
+
+    Taken for works of their own, the other three tell of a fourth in most worlds.
+    """
+    rng, least = numpy_generator(3, "alike"), [[], []]
+    for world in range(60):
+        member = np.repeat(rng.permutation(12) < 6, 4)
+        features = np.repeat(rng.normal(size=(12, 5)), 4, axis=0) + 0.05 * rng.normal(size=(48, 5))
+        order = np.argsort(~member, kind="stable")  # members first, as groups lie
+        alike, picture = kernel(features[order]), np.repeat(np.arange(12), 4)[order]
+        groups = [Group("members", None, 1, [0] * 24), Group("calibration", None, 0, [0] * 24)]
+        for found, same in zip(least, (picture, np.arange(48)), strict=True):
+            found.append(blind(alike, groups, same, world).p_value)
+    assert np.mean(np.array(least[0]) < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
+    assert np.mean(np.array(least[1]) < 0.05) > 0.7

@@ -7,7 +7,7 @@ from assay.evaluation.blind import Blind
 from assay.evaluation.intervals import wilson
 from assay.memorization.dataset_inference import Inference
 from assay.memorization.groups import Group
-from assay.memorization.verdicts import CONTROLS, NAMES, Evidence, area, trained, witness
+from assay.memorization.verdicts import CONTROLS, NAMES, Evidence, area, collections, trained, witness
 from assay.noise import numpy_generator
 from assay.record import Record
 from assay.testing import tiny_works
@@ -127,12 +127,29 @@ def test_what_cannot_be_said_is_said(works, record):
 def test_controls_are_put_into_words(works):
     said = " ".join(witness(works, evidence(), SETTINGS, ruled=False, seed=0).findings)
     assert "The two kinds are alike to it." in said
-    assert "They need the pair" in said
+    assert "Those above chance need the pair" in said
+    same = evidence(apart=0.0)
+    same = same._replace(scores=same.scores | {f"another.{name}": same.scores[name] for name in ("clid", "calibrated_loss", "loss")})
+    assert "None is above chance for certain" in " ".join(witness(works, same, SETTINGS, ruled=False, seed=0).findings)
     odd = evidence()._replace(blind=Blind(0.8, (0.4, 0.6), 0.002))
     odd = odd._replace(scores=odd.scores | {"another.clid": odd.scores["clid"]})
     said = " ".join(witness(works, odd, SETTINGS, ruled=False, seed=0).findings)
     assert "areas overstate memory" in said
     assert "recognises the picture or the caption alone" in said
+
+
+def test_near_duplicates_count_once_in_a_collection(works):
+    """30 members of which the last six are one picture: their scores are averaged, and the test has 25, against 64 works never trained."""
+    found = evidence()
+    labels = np.arange(len(found.asked))
+    members = found.rows("members")
+    labels[members] = members[0] + np.minimum(np.arange(30), 24)
+    alike = found._replace(clusters=labels)
+    np.testing.assert_allclose(alike.units(members)[:24], found.table[members[:24]])
+    np.testing.assert_allclose(alike.units(members)[24], found.table[members[24:]].mean(0))
+    assert (found.units(members) == found.table[members]).all()
+    result = collections(works, alike, 20, 0)[0].result
+    assert (result.suspects, result.others) == (25, 64)
 
 
 def test_a_record_without_holdout_works_or_members_still_reads(works):

@@ -3,13 +3,17 @@
 import json
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from PIL import Image
 
 import assay
 from assay.errors import Misconfigured, Missing
 from assay.memorization.mine import sentence
 from assay.testing import tiny, tiny_works
-from assay.verbs.own_works import gathered
+from assay.verbs.own_works import gathered, halves
+from assay.works import Works
+from assay.works.images import encode
 
 QUICK = {"images": 2, "clique": 2, "steps": 2, "members": 4, "divisions": 4}
 
@@ -57,6 +61,29 @@ def test_works_never_seen_can_be_given(folder):
     assert splits.count("member") > 0
     with pytest.raises(Missing, match="never saw"):
         gathered(folder, None, None)
+
+
+def test_works_never_seen_do_not_check_themselves(folder):
+    """Of works that are there twice one is taken; near-duplicates are all calibration or all holdout; the halves differ by a cluster at most."""
+    never = tiny_works().where(lambda row: row["split"] != "member")
+    twice = Works(pa.concat_tables([never.table, never.table]))
+    splits = [gathered(folder, None, given).works.column("split") for given in (never, twice)]
+    assert splits[0] == splits[1]
+    shades = Works.from_rows([
+        {
+            "id": f"{colour}-{shade}",
+            "image": encode(Image.new("RGB", (8, 8), (60 * (colour % 5), 60 * (colour // 5), shade))),
+            "captions": ["a"],
+            "title": str(colour),
+        }
+        for colour in range(20)
+        for shade in range(1 + colour % 3)
+    ])
+    split = halves(shades)
+    sides = {colour: {side for index, side in split.items() if shades[index]["title"] == str(colour)} for colour in range(20)}
+    assert sorted(split) == list(range(len(shades)))
+    assert all(len(found) == 1 for found in sides.values())
+    assert abs(list(split.values()).count("holdout") - list(split.values()).count("calibration")) <= 3
 
 
 def test_every_work_gets_its_sentence(folder, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from assay.works.clusters import close_pairs, clusters, thumbnails
+from assay.works.clusters import averaged, close_pairs, clusters, firsts, thumbnails
 
 
 def brute_pairs(features: np.ndarray, threshold: float) -> list[tuple[int, int]]:
@@ -100,3 +100,10 @@ def test_identical_works_are_one_cluster():
 def test_no_works_make_no_clusters():
     """Expected: nothing from nothing."""
     assert clusters(np.zeros((0, 768), np.float32)).shape == (0,)
+
+
+def test_near_duplicates_are_counted_once_by_hand():
+    """Labels need not begin at 0 or come in order."""
+    labels, values = np.array([5, 2, 5, 7, 2]), np.arange(10.0).reshape(5, 2)
+    assert firsts(labels).tolist() == [0, 1, 3]
+    assert averaged(values, labels).tolist() == [[5.0, 6.0], [2.0, 3.0], [6.0, 7.0]]  # of 2, of 5, of 7

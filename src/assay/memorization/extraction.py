@@ -114,8 +114,11 @@ def check(settings: Settings) -> None:
     """
     if min(settings.steps, settings.batch, settings.round) < 1 or not 2 <= settings.clique <= settings.images:
         raise Misconfigured("`steps`, `batch` and `round` are at least 1, and `clique` between 2 and `images`.", "Use a preset.")
-    if min(settings.members, settings.calibration, settings.holdout, settings.matches) < 0 or not math.isfinite(settings.guidance):
-        raise Misconfigured("`members`, `calibration`, `holdout` and `matches` cannot be negative, and `guidance` is finite.", "Use a preset.")
+    if min(settings.members, settings.holdout, settings.matches) < 0 or settings.calibration < 1 or not math.isfinite(settings.guidance):
+        raise Misconfigured(
+            "`members`, `holdout` and `matches` cannot be negative, `calibration` is at least 1, for thresholds, and `guidance` is finite.",
+            "Use a preset.",
+        )
     if not 0 < settings.false_positive_rate < 1:
         raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.02.")
 
@@ -292,7 +295,8 @@ def _testify(
             )
             lines.setdefault(name, []).append((float(group.dose), count / total, low, high))
     asked = np.array([prompt.group.kind != "calibration" for prompt in prompts])
-    right, claimed = int((extracted & asked).sum()), int((predicted & asked).sum())
+    trained = np.array([prompt.group.dose > 0 for prompt in prompts])
+    right, claimed = int((extracted & trained).sum()), int((predicted & asked).sum())
     low, high = wilson(right, claimed)
     metrics.append(Metric(name="precision", value=right / claimed if claimed else None, low=low, high=high, n=claimed, better="higher"))
     images = sum(len(prompt.images) for prompt in prompts if prompt.group.kind != "calibration")
@@ -344,7 +348,7 @@ def _row(works: Works, found: Found, row: int, delta: float, place: int, extract
 
 def _findings(groups: list[Group], metrics: list[Metric], images: int, right: int, claimed: int, rate: float) -> list[str]:
     captions = sum(len(group.works) for group in groups if group.kind != "calibration")
-    said = [f"{images} images were drawn of {captions} captions: {claimed} are predicted to be copies, {right} are."]
+    said = [f"{images} images were drawn of {captions} captions: {claimed} are predicted to be copies, {right} are, of captions trained."]
     for group, metric in zip(groups, metrics, strict=False):
         if group.kind == "canary" or group.kind == "holdout":
             count = round((metric.value or 0) * metric.n)

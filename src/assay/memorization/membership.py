@@ -37,10 +37,13 @@ from assay.memorization.tape import check as check_passes
 from assay.memorization.verdicts import Evidence, witness
 from assay.noise import derive
 from assay.works import Works
+from assay.works.clusters import clusters, firsts, thumbnails
 
 OTHER = "another"
 """Name of the wording that is another work's caption."""
 TINY = 1e-12
+SIZE = 64
+"""Side in pixels at which works are compared with one another, with no model asked."""
 
 
 @dataclass(frozen=True)
@@ -242,19 +245,24 @@ def measure(
     if first.sum() >= quantile.LEAST:
         options = {"seed": seed, "level": settings.quantile, "bags": settings.bags}
         scores["quantile"] = quantile.margins(-np.log(TINY - scores["secmi"]), quantile.components(alike), first, **options)
-    return Evidence(groups, asked, scores, blind(alike, groups, seed))
+    same = clusters(thumbnails(works.take(asked).pixels(SIZE)))
+    return Evidence(groups, asked, scores, blind(alike, groups, same, seed), same)
 
 
 def likeness(works: Works, captions: list[str]) -> np.ndarray:
     """Return how alike works are in pixels and words, with no model asked: a kernel, float64, (n, n)."""
-    pixels = torch.from_numpy(works.pixels(64)).permute(0, 3, 1, 2) / 255
+    pixels = torch.from_numpy(works.pixels(SIZE)).permute(0, 3, 1, 2) / 255
     return (kernel(fixed_features(pixels)) + kernel(words(captions))) / 2
 
 
-def blind(alike: np.ndarray, groups: list[Group], seed: int) -> Blind | None:
-    """Tell ordinary members from works never trained by likeness alone; None where there are too few."""
+def blind(alike: np.ndarray, groups: list[Group], same: np.ndarray, seed: int) -> Blind | None:
+    """Tell ordinary members from works never trained by likeness alone, one of each set of near-duplicates; None where there are too few.
+
+    Near-duplicates are on one side together, so that one would tell of another, and labels that are permuted work by work would be no null.
+    """
     sides = np.repeat([{"members": 1, "calibration": 0, "holdout": 0}.get(group.kind, -1) for group in groups], [len(g.works) for g in groups])
     rows = np.flatnonzero(sides >= 0)
+    rows = rows[firsts(same[rows])]
     if min((sides[rows] == side).sum() for side in (0, 1)) < 2:
         return None
     return baseline(alike[np.ix_(rows, rows)], sides[rows] == 1, seed=seed)

@@ -105,8 +105,10 @@ def check(settings: Settings) -> None:
         Misconfigured: one is.
     """
     extraction.check(_drawn(settings))
-    if settings.agreement not in (2, 3) or settings.divisions < 1:
-        raise Misconfigured("`agreement` is 2 or 3, and `divisions` at least 1.", "Use a preset.")
+    if settings.agreement not in (2, 3) or min(settings.divisions, settings.calibration) < 1 or min(settings.members, settings.holdout) < 0:
+        raise Misconfigured(
+            "`agreement` is 2 or 3, `divisions` and `calibration` at least 1, and `members` and `holdout` not negative.", "Use a preset."
+        )
 
 
 def _drawn(settings: Settings) -> extraction.Settings:
@@ -196,13 +198,17 @@ def audit(
     metrics, counts = _rates(groups, evidence, rate)
     rates = in_words(counts)
     told = [f"Images are compared at {rate:.1%} false alarms a sign." if rate > settings.false_positive_rate else ""]
-    if min(len(mine), len(never)) >= LEAST:
-        result = infer(scored.table[mine], scored.table[never], seed=seed, divisions=settings.divisions)
+    ours, theirs = scored.units(mine), scored.units(never)
+    if min(len(ours), len(theirs)) >= LEAST:
+        result = infer(ours, theirs, seed=seed, divisions=settings.divisions)
         metrics.append(Metric(name="collection.p_value", value=result.p_value, n=result.suspects + result.others))
         verdict = "evidence that the collection was used, wholly or in part" if trained(result) else "no evidence that the collection was used"
-        told.insert(0, f"All {len(mine)} works together, by dataset inference: p = {result.p_value:.2g}, {verdict} at 1 %.")
+        once = f", near-duplicates counted once ({len(ours)})" if len(ours) < len(mine) else ""
+        told.insert(0, f"All {len(mine)} works together{once}, by dataset inference: p = {result.p_value:.2g}, {verdict} at 1 %.")
     else:
-        told.insert(0, f"{len(mine)} works are too few for a test of the collection: {LEAST} are needed.")
+        told.insert(
+            0, f"{len(ours)} works that differ, against {len(theirs)} never trained, are too few for a test of the collection: {LEAST} are needed."
+        )
     tables, pictures = _rows(works, pixels, groups[-1], prompts, evidence, mine, p_values, counts)
     record = Record(
         command="audit",

@@ -82,8 +82,11 @@ def check(settings: Settings) -> None:
     if min(settings.images, settings.steps, settings.batch) < 1 or settings.agreement not in (2, 3):
         # One measure alone would flag at more than the rate: its thresholds come from the works that it is then counted on.
         raise Misconfigured("`images`, `steps` and `batch` must be at least 1, and `agreement` 2 or 3.", "Use a preset.")
-    if min(settings.members, settings.calibration, settings.holdout, settings.matches) < 0 or not math.isfinite(settings.guidance):
-        raise Misconfigured("`members`, `calibration`, `holdout` and `matches` cannot be negative, and `guidance` is finite.", "Use a preset.")
+    if min(settings.members, settings.holdout, settings.matches) < 0 or settings.calibration < 1 or not math.isfinite(settings.guidance):
+        raise Misconfigured(
+            "`members`, `holdout` and `matches` cannot be negative, `calibration` is at least 1, for thresholds, and `guidance` is finite.",
+            "Use a preset.",
+        )
     if not 0 < settings.false_positive_rate < 1:
         raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.05.")
 

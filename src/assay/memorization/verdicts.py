@@ -14,6 +14,7 @@ from assay.memorization.dataset_inference import Inference, infer
 from assay.memorization.groups import Group
 from assay.record import Curve, Metric, Record, Table
 from assay.works import Works
+from assay.works.clusters import averaged
 
 NAMES = {
     "loss": "loss",
@@ -45,7 +46,8 @@ SHOWS_NOT = [
     "A score that stays high under another work's caption recognises the picture or the caption alone; one that falls to chance needs the pair.",
     "A true-positive rate's interval counts members only; the threshold rests on calibration works, and its rate on holdout works stands beside it.",
     "Collections are tested against works of the same split by cluster; an owner outside must bring works that surely were never published.",
-    "Intervals take works for independent of one another; near-duplicates on one side make them somewhat too narrow.",
+    "Intervals take works for independent of one another; near-duplicates on one side make them somewhat too narrow. Tests of collections and the "
+    "blind baseline count near-duplicates once.",
     "Areas hold for this model and these works; a model trained for fewer passes over more works gives its members away less.",
     "A score may fall again with more copies: what comes out of the model without its caption gains nothing by it, which lowers CLiD.",
 ]
@@ -62,6 +64,8 @@ class Evidence(NamedTuple):
     """Name -> (works,), higher for members; `timesteps` is the loss at each: (works, timesteps)."""
     blind: Blind | None = None
     """The baseline without a model."""
+    clusters: np.ndarray | None = None
+    """Labels of near-duplicates among the works, (works,); None where each work is its own."""
     known: dict[str, str] = NAMES
     """Names of scores: as metrics have them -> as people do."""
 
@@ -74,6 +78,10 @@ class Evidence(NamedTuple):
     def table(self) -> np.ndarray:
         """All scores side by side, as collections are tested: (works, scores)."""
         return np.column_stack([*(self.scores[name] for name in self.names), self.scores["timesteps"]])
+
+    def units(self, rows: np.ndarray) -> np.ndarray:
+        """Return the table of some works, near-duplicates averaged into one: independent of one another, (units, scores)."""
+        return self.table[rows] if self.clusters is None else averaged(self.table[rows], self.clusters[rows])
 
     def rows(self, *kinds: str, arm: str | None = None, dose: int | None = None) -> np.ndarray:
         """Return the places of the works of some kinds, and of one arm and dose of canaries."""
@@ -204,7 +212,6 @@ def roc(evidence: Evidence, members: np.ndarray, never: np.ndarray) -> Curve:
 
 def collections(works: Works, evidence: Evidence, divisions: int, seed: int) -> list[Collection]:
     """Test all ordinary members, those of every style and creator with enough works, and, as a control, holdout against calibration works."""
-    table = evidence.table
     members, calibration, holdout = (evidence.rows(kind) for kind in ("members", "calibration", "holdout"))
     never = np.concatenate([calibration, holdout])
     sides = [("all ordinary members", members, never), ("control: holdout against calibration works", holdout, calibration)]
@@ -218,7 +225,8 @@ def collections(works: Works, evidence: Evidence, divisions: int, seed: int) -> 
                 seen.add(mine.tobytes())
                 sides.append((f"{column}: {value}", mine, theirs))
     options = {"seed": seed, "divisions": divisions}
-    return [Collection(name, infer(table[ours], table[theirs], **options)) for name, ours, theirs in sides if min(len(ours), len(theirs)) >= SMALLEST]
+    tables = [(name, evidence.units(ours), evidence.units(theirs)) for name, ours, theirs in sides]
+    return [Collection(name, infer(ours, theirs, **options)) for name, ours, theirs in tables if min(len(ours), len(theirs)) >= SMALLEST]
 
 
 def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection], settings: dict[str, Any], rate: float, ruled: bool) -> list[str]:
@@ -256,8 +264,10 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
     pairs = [(name, f"another.{name}") for name in ("clid", "calibrated_loss", "loss") if f"another.{name}.auc" in by]
     if pairs:
         steps = "; ".join(f"{NAMES[name]} {by[f'{name}.auc'].value:.3f}, then {by[f'{other}.auc'].value:.3f}" for name, other in pairs)
-        need = max(by[f"{other}.auc"].value or 0.0 for _, other in pairs) < 0.6
-        means = "They need the pair of picture and caption." if need else "What stays high recognises the picture or the caption alone."
+        tells = [other for name, other in pairs if (by[f"{name}.auc"].low or 0.0) > 0.5]
+        need = all((by[f"{other}.auc"].low or 0.0) <= 0.5 for other in tells)
+        means = "Those above chance need the pair of picture and caption." if need else "What stays high recognises the picture or the caption alone."
+        means = means if tells else "None is above chance for certain, so there is nothing to explain."
         said.append(f"AUC under a work's own caption, then under another's: {steps}. {means}")
     for name, result in found:
         if name.startswith(("all", "control")):

@@ -13,7 +13,7 @@ from assay.memorization.mine import MARK
 from assay.noise import derive
 from assay.record import Record, Table
 from assay.works import Works
-from assay.works.clusters import close_pairs, thumbnails
+from assay.works.clusters import close_pairs, clusters, thumbnails
 from assay.works.importing import import_works
 
 LICENCE = "All rights reserved"
@@ -52,12 +52,10 @@ def gathered(mine: str | Path | Works, world: Works | None, unseen: str | Path |
     if unseen is not None:
         others = [_without_subset(row) for row in others if row["split"] == "member" and row["copies"]]
         never = Works.read(unseen) if isinstance(unseen, str | Path) else unseen
-        order = sorted(range(len(never)), key=lambda index: derive("never trained", never.column("id")[index]))
-        for place, index in enumerate(order):
+        never = _once(never)
+        for index, split in halves(never).items():
             row = never[index]
-            others.append(
-                _without_subset(row | {"attributes": sorted(row["attributes"].items()), "split": ("calibration", "holdout")[place % 2], "copies": 0})
-            )
+            others.append(_without_subset(row | {"attributes": sorted(row["attributes"].items()), "split": split, "copies": 0}))
     if not any(row["split"] == "calibration" for row in others):
         raise Missing(
             "Nothing says which works this model never saw, so that no likeness can be called suspicious.",
@@ -92,8 +90,28 @@ def _own(mine: str | Path | Works) -> tuple[Works, list[tuple[str, str]]]:
     with TemporaryDirectory() as folder:
         report = import_works(Path(mine), Path(folder) / "works", license=LICENCE, titled=True)
         works = Works.read(Path(folder) / "works")
-    ids = works.column("id")
-    return works.take([index for index, name in enumerate(ids) if ids.index(name) == index]), list(report.reasons)
+    return _once(works), list(report.reasons)
+
+
+def halves(works: Works) -> dict[int, str]:
+    """Divide works by lot into calibration and holdout, near-duplicates on one side: place in the table -> split, in the order of the lot."""
+    labels, names = clusters(thumbnails(works.pixels(SIDE))), works.column("id")
+    order = sorted(range(len(works)), key=lambda index: derive("never trained", names[index]))
+    split: dict[int, str] = {}
+    sizes = {"calibration": 0, "holdout": 0}
+    for index in order:
+        if labels[index] not in split:
+            split[labels[index]] = min(sizes, key=lambda name: sizes[name])
+            sizes[split[labels[index]]] += int((labels == labels[index]).sum())
+    return {index: split[labels[index]] for index in order}
+
+
+def _once(works: Works) -> Works:
+    """Return the works, the first of each id."""
+    first: dict[str, int] = {}
+    for index, name in enumerate(works.column("id")):
+        first.setdefault(name, index)
+    return works.take(list(first.values()))
 
 
 def _without_subset(row: dict[str, Any]) -> dict[str, Any]:

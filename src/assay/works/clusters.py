@@ -52,6 +52,19 @@ def join(count: int, pairs: np.ndarray) -> np.ndarray:
     return connected_components(graph, directed=False)[1].astype(np.int32)
 
 
+def firsts(labels: np.ndarray) -> np.ndarray:
+    """Return the first place of every label, ascending: of near-duplicates, which are no independent works, one each."""
+    return np.sort(np.unique(labels, return_index=True)[1])
+
+
+def averaged(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the means of rows (n, ...) with the same label, in order of labels: float64, (labels, ...)."""
+    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    total = np.zeros((len(counts), *values.shape[1:]))
+    np.add.at(total, places, values)
+    return total / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+
 def clusters(features: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     """Label works by near-duplicate cluster: int32, (n,); labels count up in order of first appearance."""
     return join(len(features), close_pairs(features, threshold))
