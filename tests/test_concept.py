@@ -123,6 +123,18 @@ def test_concepts_together():
     assert together([both, Concept("red")]).pairs() == [*both.pairs(), ("red", "")]
 
 
+def test_a_style_and_an_object_together_preserve_nothing_that_they_erase():
+    """Contexts that are acted on themselves are dropped: `cat` from the style's subjects, `twemoji` from the object's styles."""
+    style = Concept("twemoji", "style", "noto", preserve=("noto", "fluent"), subjects=("cat", "dog"))
+    thing = Concept("cat", "object", "tiger", preserve=("dog", "sun"), styles=("noto", "twemoji", "fluent"))
+    both = together([style, thing])
+    targets = {target for target, _ in both.pairs()}
+    assert {"dog, twemoji style", "cat, noto style", "cat in fluent style"} < targets
+    assert not targets & set(both.preserved())
+    assert "dog, fluent style" in both.preserved()
+    assert not any("twemoji" in anchor or "cat" in anchor for _, anchor in both.pairs())
+
+
 def test_one_concept_together_is_itself():
     assert together([Concept("cat", anchor="dog")]) == Concept("cat", anchor="dog")
 

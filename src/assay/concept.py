@@ -138,6 +138,12 @@ def together(concepts: Sequence[Concept]) -> Concept:
             raise Misconfigured(
                 f"`{part.anchor}` takes the place of `{part.name}` and is to go itself.", "Give an anchor that stays, with `--anchor`."
             )
-    kept = [replace(part, preserve=tuple(name for name in part.preserve if name.removesuffix(" style") not in gone)) for part in parts]
+
+    def staying(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name.removesuffix(" style") not in gone)
+
+    kept = [
+        replace(part, preserve=staying(part.preserve), subjects=staying(part.subjects), styles=staying(part.styles)) for part in parts
+    ]  # what is acted on lends no contexts either: there it would be preserved
     anchors = " + ".join(dict.fromkeys(part.anchor for part in parts if part.anchor))
     return Concept(" + ".join(part.name for part in parts), parts[0].kind, anchors, parts=tuple(kept))

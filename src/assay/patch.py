@@ -147,6 +147,11 @@ class Patch:
         """Whether it can be scaled: it has no `set`, `set8`, `rows` or `guidance` entries."""
         return not self.rules and all(key.startswith(("delta/", "low_rank/")) for key in self.tensors)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether it replaces tensors, which then no other patch can act on."""
+        return any(key.startswith(REPLACING) for key in self.tensors)
+
     def scaled(self, factor: float) -> Patch:
         """Return the patch with its changes multiplied by `factor`.
 

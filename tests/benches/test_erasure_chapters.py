@@ -25,7 +25,7 @@ def results(cells: list[Cell], scale: dict | None = None) -> Results:
 
 
 def test_figures_stand_beside_their_intervals():
-    kid = {"base.judge": Distance(value=0.03, low=0.01, high=0.05), "reference.judge": Distance(value=0.07, low=0.02, high=0.12)}
+    kid = {"base.judge": Distance(value=0.03, low=0.01, high=0.05, n=48), "reference.judge": Distance(value=0.07, low=0.02, high=0.12, n=24)}
     cost = {"seconds": 3.0, "passes": 200, "second_per_pass": 0.01, "peak_bytes": 3 * 2**20, "patch_bytes": 2048, "sampling": 2.0}
     found = results([cell("base", 16, 10), cell("again", 15, 11), cell("reference", 2, 10), cell("uce", 3, 9, kid=kid, **cost)], SCALE)
     record = chapter(found, found.concepts[0])
@@ -36,6 +36,7 @@ def test_figures_stand_beside_their_intervals():
     assert (target.low, target.high) == wilson(3, 20)
     assert record.metric("uce.kid.reference.judge").value == pytest.approx(0.5)
     assert record.metric("uce.kid.base.judge").low == pytest.approx(0.0)
+    assert [record.metric(f"uce.kid.{to}.judge").n for to in ("base", "reference")] == [48, 24]  # pairs of pictures, not those of everything else
 
 
 def test_erasers_are_held_against_retraining():

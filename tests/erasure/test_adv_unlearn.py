@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from assay.concept import Concept
-from assay.erasure import adv_unlearn
+from assay.erasure import adv_unlearn, uce
 from assay.errors import Misconfigured, Mismatch, Unsupported
 from assay.noise import generator
 from assay.patched import Patched
@@ -135,13 +135,15 @@ def test_erases_also_behind_a_prefix_and_retains(denoiser):
 
 @pytest.mark.long
 def test_a_weight_on_what_is_retained_keeps_it_nearer(denoiser):
+    """By half or more, over what the concept preserves and the empty prompt together."""
     x_t, t = point(denoiser, 16)
-    before = epsilon(denoiser, x_t, t, "sun")
+    kept = ("sun", "red hat", "")
+    before = {prompt: epsilon(denoiser, x_t, t, prompt) for prompt in kept}
     moved = []
     for weight in (0.0, 10.0):
         settings = quick(steps=30, attack_steps=0, learning_rate=3e-3, retain_batch=6, retain_weight=weight, ddim_steps=2, resample=5)
         with Patched(denoiser, [(adv_unlearn.erase(denoiser, CAT, settings), 1.0)]):
-            moved.append(float((epsilon(denoiser, x_t, t, "sun") - before).norm()))
+            moved.append(sum(float((epsilon(denoiser, x_t, t, prompt) - before[prompt]).norm()) for prompt in kept))
     assert moved[1] < 0.5 * moved[0]
 
 
@@ -168,6 +170,19 @@ def test_takes_the_passes_that_it_says(denoiser, changes):
     assert denoiser.passes - before == sum(adv_unlearn.cost(settings).values())
 
 
+def test_a_short_training_leaves_no_prompt_and_no_step_out(denoiser):
+    """9 prompts in 5 sets of 2: each once, one twice. 4 steps of sampling in 5 sets: each at least once. The empty prompt is retained in each set."""
+    concept = Concept("cat", "object", "dog", members=("cat", "kitten", "tiger"), preserve=("sun", "moon"), styles=("noto",))
+    training = start(denoiser, concept, steps=10, resample=2)
+    sets = [(training.sample(step, "erase"), training.sample(step, "retain")) for step in range(0, 10, 2)]
+    prompts = [prompt for erased, _ in sets for prompt in erased[2]]
+    assert len(prompts) == 10
+    assert set(prompts) == {target for target, _ in concept.pairs()}
+    assert all("" in kept[2] and len(kept[2]) == 3 for _, kept in sets)
+    for place in (0, 1):
+        assert {both[place][1] for both in sets} == {(1, 251), (251, 501), (501, 751), (751, 1000)} or len({both[place][1] for both in sets}) == 4
+
+
 @pytest.mark.long
 def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
     settings = quick(steps=30, warmup=20, ddim_steps=2, resample=2, attack_steps=1)
@@ -181,6 +196,9 @@ def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
         adv_unlearn.erase(denoiser, CAT, settings, folder=tmp_path / "part", progress=stop)
     with pytest.raises(Mismatch):
         adv_unlearn.erase(denoiser, Concept("dog"), settings, folder=tmp_path / "part")
+    below = uce.erase(denoiser, Concept("dog", anchor="sun"))  # another model to learn from, of the same text encoder
+    with Patched(denoiser, [(below, 1.0)]), pytest.raises(Mismatch):
+        adv_unlearn.erase(denoiser, CAT, settings, folder=tmp_path / "part")
     steps = []
     resumed = adv_unlearn.erase(denoiser, CAT, settings, folder=tmp_path / "part", progress=lambda done, *_: steps.append(done))
     assert steps == [27, 28, 29, 30]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.concept import Concept
+from assay.concept import Concept, together
 from assay.erasure import concept_ablation as ca
 from assay.errors import Misconfigured, Mismatch
 from assay.noise import generator
@@ -211,6 +211,18 @@ def test_copies_of_a_memorised_work_are_dropped(denoiser):
 
 def test_a_work_with_an_anchor_keeps_it():
     assert ca.anchored(Concept("cat, noto style", "work", "dog, noto style"), quick(), 0) == [("cat, noto style", "dog, noto style")]
+
+
+def test_of_several_works_each_has_anchors_and_references_of_its_own(denoiser, monkeypatch):
+    """Half of the anchors are each work's, which are compared with pictures of both captions and of nothing else."""
+    works, chosen = together([Concept("red cat, noto style", "work"), Concept("a dog", "work")]), quick(images=6)
+    pairs = ca.anchored(works, chosen, 0)
+    assert [target for target, _ in pairs] == ["red cat, noto style"] * 3 + ["a dog"] * 3
+    assert all(len(anchor.split()) < len(target.split()) for target, anchor in pairs)
+    asked, own = [], ca.own_latents
+    monkeypatch.setattr(ca, "own_latents", lambda model, prompts, *more, **options: asked.append(prompts) or own(model, prompts, *more, **options))
+    ca.draw(denoiser, works, pairs, quick(images=6, copy_threshold=1.0), 0)
+    assert asked[1] == ["red cat, noto style"] * ca.REFERENCES + ["a dog"] * ca.REFERENCES
 
 
 def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):

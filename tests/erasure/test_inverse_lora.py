@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,6 +134,24 @@ def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
     assert denoiser.passes - passes == 15  # from step 25 to 40, with the latents kept
     assert resumed.digest == whole.digest
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_one_killed_at_its_end_hands_over_the_inverse_too(denoiser, tmp_path, monkeypatch):
+    """After the last checkpoint was written and before it was removed: no step is left that would say which stage it is."""
+    settings = quick(steps=2, surroundings=2, batch=1)
+    whole = inverse_lora.erase(denoiser, STYLE, settings)
+    unlink = Path.unlink
+
+    def killed(path, **options):
+        if path.name == "checkpoint.safetensors":
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            inverse_lora.erase(denoiser, STYLE, settings, folder=tmp_path)
+    assert inverse_lora.erase(denoiser, STYLE, settings, folder=tmp_path).digest == whole.digest
 
 
 @pytest.mark.parametrize(

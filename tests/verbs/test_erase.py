@@ -6,9 +6,10 @@ import pytest
 
 import assay
 from assay.concept import Concept
+from assay.denoiser import tensor_digest
 from assay.erasure import uce
-from assay.errors import Unsupported
-from assay.patch import Patch
+from assay.errors import Mismatch, Unsupported
+from assay.patch import Manifest, Patch
 from assay.patched import Patched, fuse
 from assay.testing import tiny
 
@@ -28,3 +29,17 @@ def test_a_rule_is_written_on_top_of_a_patch_and_said_in_words(tmp_path):
         assert on.rules == list(made.rules)
     with pytest.raises(Unsupported, match="fused"):
         fuse(model, [(made, 1.0)], tmp_path / "model")
+
+
+def test_what_could_not_be_used_beside_its_parents_is_refused_before_it_is_trained(tmp_path, monkeypatch):
+    """A patch that replaces the weights that UCE changes: refused with a way out. A rule changes none, and is made."""
+    model = tiny("sd-epsilon")
+    weights = model.group("cross_attention.kv")
+    base = {name: tensor_digest(tensor) for name, tensor in weights.items()}
+    below = Patch(Manifest(method="retrain", base=base), {f"set/{name}": tensor + 0.01 for name, tensor in weights.items()})
+    tried, erase = [], uce.erase
+    monkeypatch.setattr(uce, "erase", lambda *given, **more: tried.append(given[2]) or erase(*given, **more))
+    with pytest.raises(Mismatch, match="assay patch fuse"):
+        assay.erase(model, Concept("red hat", anchor="sun"), method="uce", patches=[below], out=tmp_path / "out")
+    assert len(tried) == 1
+    assert assay.erase(model, Concept("red hat"), method="negative_prompt", patches=[below], out=tmp_path / "rule").record is not None

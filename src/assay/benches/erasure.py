@@ -151,6 +151,8 @@ class Distance(Part):
     """Lower end."""
     high: float
     """Upper end."""
+    n: int
+    """Pairs of pictures."""
 
 
 class Cell(Part):
@@ -273,7 +275,7 @@ def distances(features: Mapping[str, Mapping[str, np.ndarray]], groups: Mapping[
                 continue
             between = {row: paired(rows[places], found[other][places], seed=seed, draws=1) for row, rows in found.items() if row != other}
             for row, estimate in between.items():
-                kid[row][f"{to}.{space}"] = Distance(value=estimate.value, low=estimate.low, high=estimate.high)
+                kid[row][f"{to}.{space}"] = Distance(value=estimate.value, low=estimate.low, high=estimate.high, n=len(places))
             if BASE in found and AGAIN in found:
                 floor = paired(found[AGAIN][places], found[BASE][places], seed=seed, draws=1).value
                 ceiling = mmd2(found[BASE][stay], found[BASE][target]) if to == "base" else between[BASE].value

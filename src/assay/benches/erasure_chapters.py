@@ -93,7 +93,7 @@ def chapter(results: Results, about: About) -> Record:
             shown = {"value": share.value if share.n else None, "low": low, "high": high, "n": share.n, "chance": chance}
             metrics.append(Metric(name=f"{row}.{part}".replace(" ", "_"), better=better, judge=judge, **shown))
         for key, (value, low, high) in distances.items():
-            metrics.append(Metric(name=f"{row}.kid.{key}", value=value, low=low, high=high, n=_share(about, cell, "rest").n, better="lower"))
+            metrics.append(Metric(name=f"{row}.kid.{key}", value=value, low=low, high=high, n=cell.kid[key].n, better="lower"))
         near = [distances.get(f"{to}.judge", (None,))[0] for to in ("base", "reference")]
         cost = ["", "", "", "", "", ""]
         if row not in MODELS and not cell.failed:

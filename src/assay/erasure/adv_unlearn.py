@@ -18,8 +18,10 @@ model as it was under c', both by DDIM left off after a random step. The change 
 share it.
 
 Faithful: the two losses, the two levels, the prefix, the text encoder as what changes, the defaults. Different: several prompts a step, each with a
-d of its own; token embeddings stay, as d takes their place; retained prompts are those the concept preserves, among them the empty one, not a fixed
-list; `resample` lets one set of latents serve several steps; all text encoders of a pipeline train and are attacked together (SDXL).
+d of its own; token embeddings stay, as d takes their place; retained prompts are those the concept preserves, not a fixed list, and where a step has
+several the empty one, which guidance needs, is always among them; the concept's prompts and the steps that sampling is left off after are each dealt
+out evenly, so that a short training leaves none out; `resample` lets one set of latents serve several steps; all text encoders of a pipeline train
+and are attacked together (SDXL).
 
 Cost a step, in passes of one latent: batch x (2 without gradient + 1 + `attack_steps` with) + retain_batch x (1 without + 1 with) + sampling. Known
 failure: a text encoder has few parameters to tell the concept from its neighbours by, so that they suffer first; what is drawn without words, as
@@ -42,7 +44,7 @@ from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
 from assay.noise import derive, generator
 from assay.patch import Patch
-from assay.training.finetune import Student, finetune, left_off, schedule
+from assay.training.finetune import Student, finetune, left_off, schedule, spread
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,9 @@ class Training:
         self.settings = settings
         self.seed = seed
         self.student = Student(denoiser, weights)
-        self.targets = [target for target, _ in concept.pairs()]
+        sets = -(-settings.steps // settings.resample)
+        self.targets = spread([target for target, _ in concept.pairs()], sets * settings.batch, seed, "adv_unlearn", "targets")
+        self.left_off = {what: spread(range(settings.ddim_steps), sets, seed, "adv_unlearn", what, "left off") for what in ("erase", "retain")}
         self.retained = concept.preserved()
         self.drawn: list[tuple[torch.Tensor, tuple[int, int], list[str]]] = []
 
@@ -222,13 +226,15 @@ class Training:
 
     def sample(self, step: int, what: str) -> tuple[torch.Tensor, tuple[int, int], list[str]]:
         """Sample latents part of the way, all to the same step: (n, c, h, w); with the timesteps it stands for, from and below, and their prompts."""
-        settings = self.settings
-        texts, count = (self.targets, settings.batch) if what == "erase" else (self.retained, settings.retain_batch)
-        draws = generator(self.seed, "adv_unlearn", what, step)
-        taken = int(torch.randint(settings.ddim_steps, (), generator=draws))
-        prompts = [texts[index] for index in torch.randint(len(texts), (count,), generator=draws).tolist()]
-        seeds = [derive(self.seed, "adv_unlearn", what, step, row) for row in range(count)]
-        sampler = self.sample_by_student if what == "erase" else self.denoiser.sample
+        settings, place = self.settings, step // self.settings.resample
+        if what == "erase":
+            sampler, prompts = self.sample_by_student, self.targets[place * settings.batch : (place + 1) * settings.batch]
+        else:
+            drawn = torch.randint(len(self.retained), (settings.retain_batch,), generator=generator(self.seed, "adv_unlearn", what, step))
+            sampler, prompts = self.denoiser.sample, [self.retained[index] for index in drawn.tolist()]
+            prompts[0] = "" if len(prompts) > 1 else prompts[0]
+        seeds = [derive(self.seed, "adv_unlearn", what, step, row) for row in range(len(prompts))]
+        taken = self.left_off[what][place]
         return *left_off(self.denoiser, sampler, prompts, seeds, taken, steps=settings.ddim_steps, guidance=settings.guidance), prompts
 
     def sample_by_student(self, *arguments: Any, **options: Any) -> torch.Tensor:

@@ -174,10 +174,13 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
 
 
 def anchored(concept: Concept, settings: Settings, seed: int) -> list[tuple[str, str]]:
-    """Return pairs (target prompt, anchor prompt); a memorised work without an anchor has one of its own for every image."""
-    if concept.kind != "work" or concept.anchor or concept.parts:
-        return concept.pairs()
-    return [(concept.name, anchor) for anchor in paraphrases(concept.name, settings.images, settings.leave_out, seed)]
+    """Return pairs (target prompt, anchor prompt); memorised works without an anchor have one of their own for every image."""
+    parts, pairs = concept.parts or (concept,), []
+    for part in parts:
+        own = part.kind == "work" and not part.anchor
+        texts = paraphrases(part.name, -(-settings.images // len(parts)), settings.leave_out, seed) if own else []
+        pairs += [(part.name, text) for text in texts] if own else part.pairs()
+    return pairs
 
 
 def paraphrases(caption: str, count: int, leave_out: float, seed: int) -> list[str]:
@@ -205,7 +208,7 @@ def draw(
 
     Args:
         denoiser: the model.
-        concept: what is erased; of kind `work`, copies of it are dropped.
+        concept: what is erased; copies of what is of kind `work` are dropped.
         pairs: (target prompt, anchor prompt), used evenly.
         settings: see `Settings`.
         seed: of the images.
@@ -216,16 +219,17 @@ def draw(
         Latents (n, c, h, w), and the pair that each belongs to.
 
     Raises:
-        Misconfigured: all are copies of the work.
+        Misconfigured: all are copies of a work.
     """
     chosen = spread(pairs, settings.images, seed, "concept_ablation")
     options = {"steps": settings.image_steps, "guidance": settings.image_guidance, "eta": settings.image_eta}
     seeds = [derive(seed, "concept_ablation", number) for number in range(settings.images)]
     latents = own_latents(denoiser, [anchor for _, anchor in chosen], seeds, folder=folder, progress=progress, **options)
-    if concept.kind != "work":
+    captions = [part.name for part in concept.parts or (concept,) if part.kind == "work" for _ in range(REFERENCES)]
+    if not captions:
         return latents, chosen
-    seeds = [derive(seed, "concept_ablation", "reference", number) for number in range(REFERENCES)]
-    references = own_latents(denoiser, [concept.name] * REFERENCES, seeds, folder=folder, **options)
+    seeds = [derive(seed, "concept_ablation", "reference", number) for number in range(len(captions))]
+    references = own_latents(denoiser, captions, seeds, folder=folder, **options)
     with torch.no_grad():
         images = [torch.cat([denoiser.images(part) for part in side.split(16)]) for side in (latents, references)]
     alike = 1 - 2 * hamming_pairs(*(perceptual_hash(side) for side in images)).min(1)

@@ -292,7 +292,8 @@ class Training:
         alpha, after = torch.tensor([self.steps[place][1:] for place in places], dtype=torch.float64).T.repeat(1, count)[..., None, None, None]
         epsilon = self.guided(x_t, t, self.told([prompt for prompt in prompts for _ in places]))
         ratios = log_ratio(x_t, x_next, epsilon, alpha, after).view(count, -1).sum(1)
-        goal = balanced([self.steps[place] for place in places]) if self.settings.log_beta is None else self.settings.log_beta
+        settings = self.settings
+        goal = balanced([self.steps[place] for place in places]) + settings.log_z if settings.log_beta is None else settings.log_beta
         return self.student.masters["log_z"] + ratios - goal
 
     def told(self, prompts: Sequence[str]) -> Conditioning:

@@ -38,6 +38,7 @@ from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
 from assay.patch import Patch
+from assay.patched import standing
 from assay.record import digest_of
 from assay.training.finetune import Noised, Student, finetune, following, own_pictures, schedule, trained
 from assay.training.loop import Run, Schedule
@@ -134,7 +135,7 @@ def erase(
         denoiser, [targets], settings.images, seed=seed, method="forget_me_not", folder=folder, progress=progress, then=then, **options
     )
     inner = None if folder is None else folder / "inversion"
-    plan = digest_of(["inversion", asdict(settings), asdict(concept), seed, student.base()])
+    plan = "" if inner is None else digest_of(["inversion", asdict(settings), asdict(concept), seed, standing(student.denoiser)])
     invert(words, latents, prompts, settings, seed, inner, plan, following(advance, 0, then))
     with torch.no_grad():
         learned = words.encode(prompts)

@@ -166,6 +166,7 @@ class Training:
         self.settings = settings
         self.seed = seed
         self.student = LowRank(denoiser, weights, settings.rank, seed)
+        self.student.sign = -1.0  # whenever training ends, its inverse is what is handed over
         pairs, contents = spread(concept.pairs(), settings.images, seed, "inverse_lora"), concept.contents()
         self.prompts = [[pair[stage] for pair in pairs] for stage in (0, 1)]
         self.captions = [contents[target] if settings.captions == "content" else target for target in self.prompts[0]]
@@ -189,5 +190,5 @@ class Training:
         self.student.sign = -1.0 if stage else 1.0
         noised = Noised.draw(self.denoiser, self.latents[stage], self.settings.batch, rng)
         value = self.student.losses(noised, [self.captions[row] for row in noised.rows]).mean()
-        self.student.sign = -1.0  # whenever training ends, its inverse is what is handed over
+        self.student.sign = -1.0
         return value

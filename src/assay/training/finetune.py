@@ -158,7 +158,7 @@ def finetune(
         Misconfigured: the training diverged.
     """
     base = student.base()
-    belongs = digest_of([method, asdict(settings), asdict(concept), seed, base])
+    belongs = "" if folder is None else digest_of([method, asdict(settings), asdict(concept), seed, base, standing(student.denoiser)])
     run = Run(student.masters, loss, plan, seed=seed, folder=folder, plan=belongs)
     run.run(every=every, progress=progress)
     if not (all(map(math.isfinite, run.losses)) and all(bool(master.isfinite().all()) for master in student.masters.values())):

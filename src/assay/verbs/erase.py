@@ -13,10 +13,10 @@ import numpy as np
 from assay import settings as method_settings
 from assay.concept import Concept, Kind, together
 from assay.denoiser import Denoiser, to_pictures
-from assay.errors import Misconfigured
+from assay.errors import Misconfigured, Mismatch
 from assay.jobs.outcome import Outcome
 from assay.noise import derive
-from assay.patch import Patch
+from assay.patch import Patch, refuse_collisions
 from assay.patched import Patched
 from assay.record import Picture
 from assay.reports.pictures import grid, save_picture
@@ -113,6 +113,10 @@ def erase(
     if previous := session.finished(folder):
         return previous
     with session.patched() as denoiser:
+        if any(patch.replaces for patch, _ in session.stack):
+            before = denoiser.passes
+            _refuse_beside([patch for patch, _ in session.stack], module.erase(denoiser, target, replace(chosen, **module.PROBE), seed=seed))
+            denoiser.passes = before
         made = module.erase(denoiser, target, chosen, seed=seed, progress=session.bar(f"erasing by {method}"), folder=folder / "training")
         before = denoiser.passes
         shown = _show(denoiser, target, made, seed, folder.path, session)
@@ -138,6 +142,25 @@ def erase(
     record.save(folder.path)
     more = f"assay evaluate {session.model if not isinstance(session.model, Denoiser) else ''} --concept '{target.name}' --patch {folder.path}"
     return session.outcome(record, next=(more, f"assay report {folder.path}"))
+
+
+def _refuse_beside(stack: Sequence[Patch], probe: Patch) -> None:
+    """Raise before an eraser trains for long what could not be put on beside the patches that it was made on.
+
+    Args:
+        stack: those patches.
+        probe: what the eraser makes in a second: it acts on the same tensors.
+
+    Raises:
+        Mismatch: it acts on what one of them replaces.
+    """
+    try:
+        refuse_collisions([*stack, probe])
+    except Mismatch as error:
+        raise Mismatch(
+            f"{error.message} The method's patch could not be used with those under `--patch`.",
+            "Make one model of them with `assay patch fuse`, and erase from that.",
+        ) from error
 
 
 def _show(denoiser: Denoiser, target: Concept, made: Patch, seed: int, folder: Path, session: Session) -> Picture:
