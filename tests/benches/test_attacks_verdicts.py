@@ -84,7 +84,7 @@ def test_the_bar_holds_every_admitted_attack_and_everything_else():
     assert (found["sld"].measured, found["sld"].admitted) == (1, 2)
 
 
-def test_a_search_that_the_budget_ended_decides_nothing():
+def test_a_search_that_the_budget_ended_shows_no_absence():
     """0 of 20 beside 1, ended early, does not stay out for certain; 19 beside 1 is above, but not where the search on the reference ended early."""
     about = results([]).concepts[0]
     for reference_early, early, total, stays in ((False, True, 0, None), (True, False, 19, None), (False, True, 19, False), (True, False, 0, True)):

@@ -10,7 +10,7 @@ import torch
 
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
-from assay.noise import generator, normal
+from assay.noise import generator, normal, numpy_generator
 from assay.testing import tiny
 from assay.training import private
 from assay.training.finetune import Student
@@ -83,7 +83,7 @@ def test_a_work_s_gradient_is_that_of_the_mean_over_its_draws(pipelines, kind, l
             master += 0.05 * torch.randn(master.shape, generator=generator(0, name))
     texts = denoiser.conditioning(["", "a cat", "a dog"])
     draws = Draws(denoiser, normal(denoiser.latent_shape, [1, 2]), texts, [[1], [1, 2]], 3, 0.1)
-    clean, t, noise, *told = samples = draws(torch.tensor([1, 0]), generator(0, "draws"))
+    clean, t, noise, *told = samples = draws(torch.tensor([1, 0]), numpy_generator(0, "draws"))
     found = clipped_sum(sample_loss(student, list(texts.extra)), student.masters, samples, 0.01)
     expected = {name: torch.zeros_like(master) for name, master in student.masters.items()}
     for row in range(2):
@@ -106,7 +106,7 @@ def test_draws_are_a_work_s_own(sd):
     texts = sd.conditioning(["", "a cat", "a dog", "an owl"])
     draws = Draws(sd, normal(sd.latent_shape, [1, 2, 3]), texts, [[1], [2, 3], [3]], 8, 0.25)
     rows = torch.tensor([0, 1, 1, 2]).repeat(100)
-    clean, t, noise, states = draws(rows, generator(1, "draws"))
+    clean, t, noise, states = draws(rows, numpy_generator(1, "draws"))
     assert torch.equal(clean[:4], normal(sd.latent_shape, [1, 2, 2, 3]))
     assert (t * 8 // 1000 == torch.arange(8)).all()  # one draw in each eighth
     assert noise.flatten(2).shape == (400, 8, math.prod(sd.latent_shape))

@@ -7,7 +7,7 @@ import pytest
 import assay
 from assay.concept import Concept
 from assay.denoiser import tensor_digest
-from assay.erasure import uce
+from assay.erasure import esd, uce
 from assay.errors import Mismatch, Unsupported
 from assay.patch import Manifest, Patch
 from assay.patched import Patched, fuse
@@ -32,14 +32,14 @@ def test_a_rule_is_written_on_top_of_a_patch_and_said_in_words(tmp_path):
 
 
 def test_what_could_not_be_used_beside_its_parents_is_refused_before_it_is_trained(tmp_path, monkeypatch):
-    """A patch that replaces the weights that UCE changes: refused with a way out. A rule changes none, and is made."""
+    """A patch that replaces the weights that ESD trains: refused with a way out, after its probe alone. A rule changes none, and is made."""
     model = tiny("sd-epsilon")
     weights = model.group("cross_attention.kv")
     base = {name: tensor_digest(tensor) for name, tensor in weights.items()}
     below = Patch(Manifest(method="retrain", base=base), {f"set/{name}": tensor + 0.01 for name, tensor in weights.items()})
-    tried, erase = [], uce.erase
-    monkeypatch.setattr(uce, "erase", lambda *given, **more: tried.append(given[2]) or erase(*given, **more))
+    tried, erase = [], esd.erase
+    monkeypatch.setattr(esd, "erase", lambda *given, **more: tried.append(given[2]) or erase(*given, **more))
     with pytest.raises(Mismatch, match="assay patch fuse"):
-        assay.erase(model, Concept("red hat", anchor="sun"), method="uce", patches=[below], out=tmp_path / "out")
-    assert len(tried) == 1
+        assay.erase(model, Concept("red hat", anchor="sun"), method="esd", patches=[below], out=tmp_path / "out")
+    assert [settings.steps for settings in tried] == [esd.PROBE["steps"]]
     assert assay.erase(model, Concept("red hat"), method="negative_prompt", patches=[below], out=tmp_path / "rule").record is not None

@@ -118,9 +118,9 @@ def test_more_pairs_than_memory_should_hold(monkeypatch):
 
 
 def test_progress_ends_at_the_end():
-    """Expected: four leaves of the new points among themselves, then the four of the known ones, which are more, with the new."""
+    """Expected: two leaves of the new points among themselves, then the four of the known ones, which are more, with the new."""
     steps = []
     points = np.random.default_rng(0).random((40, 3), np.float32)
     *_, forest = near(points[:20], 0.1, leaf=5)
-    near(points[:36], 0.1, forest=forest, leaf=5, progress=lambda *step: steps.append(step))
-    assert steps == [(done, 8) for done in range(1, 9)]
+    near(points[:30], 0.1, forest=forest, leaf=5, progress=lambda *step: steps.append(step))
+    assert steps == [(done, 6) for done in range(1, 7)]

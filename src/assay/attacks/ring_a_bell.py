@@ -161,7 +161,7 @@ def concept_vector(denoiser: Denoiser, concept: Concept) -> torch.Tensor:
 
 
 def struck(prompt: str, concept: Concept) -> str:
-    """Return a prompt of a concept without its name; where it does not hold that, without the longest of its members' that it holds."""
+    """Return a prompt of a concept without its name; where it does not hold that, without its members', the longest first."""
     parts = concept.parts or (concept,)
     for names in ([part.name for part in parts], sorted((name for part in parts for name in part.members), key=len, reverse=True)):
         pattern = "|".join(re.escape(name) for name in names)

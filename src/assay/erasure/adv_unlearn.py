@@ -198,7 +198,7 @@ class Training:
         self.student = Student(denoiser, weights)
         sets = -(-settings.steps // settings.resample)
         self.targets = spread([target for target, _ in concept.pairs()], sets * settings.batch, seed, "adv_unlearn", "targets")
-        self.left_off = {what: spread(range(settings.ddim_steps), sets, seed, "adv_unlearn", what, "left off") for what in ("erase", "retain")}
+        self.left_off = {what: dealt(settings.ddim_steps, sets, seed, "adv_unlearn", what) for what in ("erase", "retain")}
         self.retained = concept.preserved()
         self.drawn: list[tuple[torch.Tensor, tuple[int, int], list[str]]] = []
 
@@ -271,6 +271,11 @@ class Training:
         looked_up = family.embed(moved)
         joined = [torch.cat([e[:, :1], part.to(e.dtype), e[:, 1 + part.shape[1] :]], 1) for e, part in zip(looked_up, prefix, strict=True)]
         return family.encode(moved, joined)
+
+
+def dealt(values: int, count: int, *keys: int | str) -> list[int]:
+    """Return `count` numbers below `values`, each once before any comes again, in another order each time: tied to nothing else that goes round."""
+    return [value for turn in range(-(-count // values)) for value in spread(range(values), values, *keys, turn)][:count]
 
 
 def _behind(ids: torch.Tensor, count: int, end: int) -> torch.Tensor:

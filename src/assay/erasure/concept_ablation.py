@@ -174,13 +174,13 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
 
 
 def anchored(concept: Concept, settings: Settings, seed: int) -> list[tuple[str, str]]:
-    """Return pairs (target prompt, anchor prompt); memorised works without an anchor have one of their own for every image."""
-    parts, pairs = concept.parts or (concept,), []
-    for part in parts:
-        own = part.kind == "work" and not part.anchor
-        texts = paraphrases(part.name, -(-settings.images // len(parts)), settings.leave_out, seed) if own else []
-        pairs += [(part.name, text) for text in texts] if own else part.pairs()
-    return pairs
+    """Return pairs (target prompt, anchor prompt): of a memorised work without an anchor one for every image, of several concepts as many of each."""
+    if concept.parts:
+        share = -(-settings.images // len(concept.parts))
+        return [pair for part in concept.parts for pair in spread(anchored(part, settings, seed), share, seed, "concept_ablation", part.name)]
+    if concept.kind != "work" or concept.anchor:
+        return concept.pairs()
+    return [(concept.name, anchor) for anchor in paraphrases(concept.name, settings.images, settings.leave_out, seed)]
 
 
 def paraphrases(caption: str, count: int, leave_out: float, seed: int) -> list[str]:

@@ -16,7 +16,7 @@ forward process, log densities averaged over the elements of a latent, log_z a t
 A model that matches the forward process on its trajectories has E [ log p - log q ] = 1/2 log((1 - a) / (1 - a')) at every step, so that the loss is
 zero at log_beta = the sum of these over the scored steps plus log_z. That is what `log_beta` none means: it is calculated from the scheduler and the
 steps. A smaller one pushes the anchor's trajectories away where the model has learned them; the paper's 2.5 fits 50 steps of Stable Diffusion, of
-which the authors score the last 10 and 10 others (2.96 by the formula).
+which the authors score the last 10 and 10 others (2.96 by the sum alone).
 
 Faithful: the loss, the elementwise means, guidance in both directions, low rank, the choice of steps. Different: one update takes `batch`
 trajectories, each with its own pair of prompts (authors: one); a step without noise is not scored; `resample` stands for the authors' switch epoch.

@@ -32,6 +32,7 @@ from assay.evaluation.features import fixed_features
 from assay.judge import JudgeLike
 from assay.memorization import clid, gsa, loss, pia, quantile, secmi, sima
 from assay.memorization.groups import Audit, Group, choose, completed
+from assay.memorization.looks import SIZE
 from assay.memorization.tape import CAPTION, Passes, Tape, play
 from assay.memorization.tape import check as check_passes
 from assay.memorization.verdicts import Evidence, witness
@@ -42,8 +43,6 @@ from assay.works.clusters import clusters, firsts, thumbnails
 OTHER = "another"
 """Name of the wording that is another work's caption."""
 TINY = 1e-12
-SIZE = 64
-"""Side in pixels at which works are compared with one another, with no model asked."""
 
 
 @dataclass(frozen=True)

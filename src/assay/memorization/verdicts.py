@@ -264,10 +264,15 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
     pairs = [(name, f"another.{name}") for name in ("clid", "calibrated_loss", "loss") if f"another.{name}.auc" in by]
     if pairs:
         steps = "; ".join(f"{NAMES[name]} {by[f'{name}.auc'].value:.3f}, then {by[f'{other}.auc'].value:.3f}" for name, other in pairs)
-        tells = [other for name, other in pairs if (by[f"{name}.auc"].low or 0.0) > 0.5]
-        need = all((by[f"{other}.auc"].low or 0.0) <= 0.5 for other in tells)
-        means = "Those above chance need the pair of picture and caption." if need else "What stays high recognises the picture or the caption alone."
-        means = means if tells else "None is above chance for certain, so there is nothing to explain."
+        controls = [by[f"{other}.auc"] for name, other in pairs if (by[f"{name}.auc"].low or 0.0) > 0.5]
+        if not controls:
+            means = "None is above chance for certain, so there is nothing to explain."
+        elif any((control.low or 0.0) > 0.5 for control in controls):
+            means = "What stays high recognises the picture or the caption alone."
+        elif all((control.value or 0.0) < 0.6 for control in controls):
+            means = "Those above chance need the pair of picture and caption."
+        else:
+            means = "Whether those above chance need the pair of picture and caption, so few works do not tell."
         said.append(f"AUC under a work's own caption, then under another's: {steps}. {means}")
     for name, result in found:
         if name.startswith(("all", "control")):

@@ -159,7 +159,7 @@ class PrivateRun(Run):
         self,
         parameters: Tensors,
         loss: Callable[..., torch.Tensor],
-        draw: Callable[[torch.Tensor, torch.Generator], Sequence[torch.Tensor]],
+        draw: Callable[[torch.Tensor, np.random.Generator], Sequence[torch.Tensor]],
         schedule: Schedule,
         kept: Guarantee,
         *,
@@ -172,15 +172,12 @@ class PrivateRun(Run):
         self.draw, self.kept, self.chunk = draw, kept, chunk
         super().__init__(parameters, loss, schedule, seed=seed, folder=folder, plan=plan)
 
-    def gradients(self, rng: torch.Generator) -> float:
-        """Give every parameter the noised mean of the clipped gradients of a Poisson sample, and return its norm.
-
-        What the promise rests on, who is in the sample and the noise, is drawn from the secret; `rng` draws the rest.
-        """
+    def gradients(self, _: torch.Generator) -> float:
+        """Give every parameter the noised mean of the clipped gradients of a Poisson sample, and return its norm; all draws are from the secret."""
         kept, secret = self.kept, secret_generator(self.seed, "private step", self.step)
         rows = torch.from_numpy(np.flatnonzero(secret.random(kept.works) < kept.sampling_rate))
         if len(rows):
-            total = clipped_sum(self.loss, self.parameters, self.draw(rows, rng), kept.clip, self.chunk)
+            total = clipped_sum(self.loss, self.parameters, self.draw(rows, secret), kept.clip, self.chunk)
         else:
             total = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
         for name, parameter in self.parameters.items():
@@ -218,15 +215,15 @@ class Draws:
         self.counts = torch.tensor([len(rows) for rows in captions])
         self.table = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(rows)) for rows in captions], batch_first=True)
 
-    def __call__(self, rows: torch.Tensor, rng: torch.Generator) -> list[torch.Tensor]:
+    def __call__(self, rows: torch.Tensor, rng: np.random.Generator) -> list[torch.Tensor]:
         """Return clean latents (b, c, h, w), timesteps (b, K), noise (b, K, c, h, w) and what the network is told: (b, K, ...) each."""
         shape = len(rows), self.multiplicity
-        place = (torch.rand(shape, generator=rng, dtype=torch.float64) * self.counts[rows][:, None]).long()
+        place = (torch.from_numpy(rng.random(shape)) * self.counts[rows][:, None]).long()
         which = self.table[rows[:, None], place]
-        which = torch.where(torch.rand(shape, generator=rng) < self.empty, 0, which)
-        within = (torch.arange(self.multiplicity) + torch.rand(shape, generator=rng, dtype=torch.float64)) / self.multiplicity
+        which = torch.where(torch.from_numpy(rng.random(shape)) < self.empty, 0, which)
+        within = (torch.arange(self.multiplicity) + torch.from_numpy(rng.random(shape))) / self.multiplicity
         t = (within * self.timesteps).long().clamp(max=self.timesteps - 1)
-        noise = torch.randn(*shape, *self.latents.shape[1:], generator=rng)
+        noise = torch.from_numpy(rng.standard_normal((*shape, *self.latents.shape[1:]), np.float32))
         device = self.latents.device
         told = [tensor[which.to(device)] for tensor in (self.texts.states, *self.texts.extra.values())]
         return [self.latents[rows.to(device)], t.to(device), noise.to(device), *told]

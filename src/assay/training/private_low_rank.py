@@ -19,6 +19,7 @@ import torch
 from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import Misconfigured
 from assay.patch import Manifest, Patch
+from assay.patched import standing
 from assay.record import digest_of
 from assay.training.finetune import schedule
 from assay.training.loop import Progress
@@ -91,7 +92,7 @@ def finetune(
         seed=seed,
         empty=settings.empty,
         folder=folder,
-        plan=digest_of(["private", asdict(settings), seed, base, works.digest, tensor_digest(latents)]),
+        plan=digest_of(["private", asdict(settings), seed, standing(denoiser), works.digest, tensor_digest(latents)]),
         chunk=settings.chunk,
         progress=progress,
     )

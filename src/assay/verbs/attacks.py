@@ -87,7 +87,7 @@ class Bench:
         self.before: dict[tuple[str, str, str], Cell] = {}
         self._asked: dict[str, tuple[Concept, Ground, dict[str, str]]] = {}
         self._made: tuple[tuple[str, str], list[Patch]] | None = None
-        self._failed: dict[tuple[str, str], Exception] = {}
+        self._failed: dict[tuple[str, str], tuple[type[Exception], str]] = {}
 
     @cached_property
     def chosen(self) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class Bench:
             Patched(self.session.denoiser, [(patch, 1.0)]).clear()  # what does not fit is refused before anything is drawn
         for place, (name, row, attack) in enumerate(todo):
             if limit is not None and time.monotonic() - started >= limit:
-                self.session.display.say(f"{limit:g} s are over: {len(todo) - place} cells are left, and the same command goes on")
+                self.session.display.say(f"{limit:g} s are over: {len(todo) - made} cells are left, and the same command goes on")
                 break
             self.session.display.say(f"{name}: {attack} on {row} ({place + 1} of {len(todo)})")
             try:
@@ -282,19 +282,18 @@ class Bench:
             return self._made[1]
         stack = []
         for part in self.rows.parts(row):
-            if reason := self._failed.get((name, part)):
-                raise reason
+            if (name, part) in self._failed:
+                kind, reason = self._failed[name, part]
+                raise kind(reason)
             folder = OutFolder(self.row_folder(name, part), self.row_plan(name, part))
             try:
                 stack.append(self.rows.made(part, self.asked(name)[0], folder.path)[0])
             except NoRoom:
                 raise
-            except torch.OutOfMemoryError as error:
-                self._failed[name, part] = error
-                raise
-            except FAILURES as error:
-                self._failed[name, part] = Unsupported(f"{part}: {str(error).splitlines()[0]}")
-                raise self._failed[name, part] from error
+            except (torch.OutOfMemoryError, *FAILURES) as error:  # kept in words: an exception holds on to the memory of what raised it
+                kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else Unsupported
+                self._failed[name, part] = kind, f"{part}: {str(error).splitlines()[0]}"
+                raise kind(self._failed[name, part][1]) from error
             shutil.rmtree(folder / "training", ignore_errors=True)
         self._made = (name, row), stack
         return stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -115,7 +116,8 @@ def erase(
     with session.patched() as denoiser:
         if any(patch.replaces for patch, _ in session.stack):
             before = denoiser.passes
-            _refuse_beside([patch for patch, _ in session.stack], module.erase(denoiser, target, replace(chosen, **module.PROBE), seed=seed))
+            with suppress(Misconfigured):  # of settings that the method's quickest ones do not go with, nothing is known beforehand
+                _refuse_beside([patch for patch, _ in session.stack], module.erase(denoiser, target, replace(chosen, **module.PROBE), seed=seed))
             denoiser.passes = before
         made = module.erase(denoiser, target, chosen, seed=seed, progress=session.bar(f"erasing by {method}"), folder=folder / "training")
         before = denoiser.passes
@@ -149,7 +151,7 @@ def _refuse_beside(stack: Sequence[Patch], probe: Patch) -> None:
 
     Args:
         stack: those patches.
-        probe: what the eraser makes in a second: it acts on the same tensors.
+        probe: what the eraser makes by its quickest settings: it acts on the same tensors.
 
     Raises:
         Mismatch: it acts on what one of them replaces.

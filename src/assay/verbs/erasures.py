@@ -172,7 +172,7 @@ class Bench:
         todo = self.left(cells)
         for place, (name, row) in enumerate(todo):
             if limit is not None and time.monotonic() - started >= limit:
-                self.session.display.say(f"{limit:g} s are over: {len(todo) - place} cells are left, and the same command goes on")
+                self.session.display.say(f"{limit:g} s are over: {len(todo) - made} cells are left, and the same command goes on")
                 break
             self.session.display.say(f"{name}: {row} ({place + 1} of {len(todo)})")
             try:

@@ -13,7 +13,7 @@ from assay.memorization.mine import MARK
 from assay.noise import derive
 from assay.record import Record, Table
 from assay.works import Works
-from assay.works.clusters import close_pairs, clusters, thumbnails
+from assay.works.clusters import close_pairs, clusters, firsts, thumbnails
 from assay.works.importing import import_works
 
 LICENCE = "All rights reserved"
@@ -33,6 +33,8 @@ class Gathered(NamedTuple):
     """Own works whose caption is their file's name."""
     twins: int
     """Others left out, because an own work is the same picture or nearly so."""
+    alike: int = 0
+    """Works given as never seen that were left out, because another of them is nearly the same."""
 
 
 def gathered(mine: str | Path | Works, world: Works | None, unseen: str | Path | Works | None) -> Gathered:
@@ -41,21 +43,24 @@ def gathered(mine: str | Path | Works, world: Works | None, unseen: str | Path |
     Args:
         mine: a folder of pictures or whatever `assay works import` reads; a work without a caption takes its file's name.
         world: works of declared standing: members, calibration and holdout.
-        unseen: works that the model never saw; they take the place of the world's, one half as calibration.
+        unseen: works that the model never saw; they take the place of the world's, one half as calibration, one of each set of near-duplicates.
 
     Raises:
         Missing: nothing says which works the model never saw.
         BadInput: nothing can be read.
     """
     own, aside = _own(mine)
-    others = [] if world is None else [row | {"attributes": sorted(row["attributes"].items())} for row in world]
+    alike, others = 0, [] if world is None else [row | {"attributes": sorted(row["attributes"].items())} for row in world]
     if unseen is not None:
         others = [_without_subset(row) for row in others if row["split"] == "member" and row["copies"]]
         never = Works.read(unseen) if isinstance(unseen, str | Path) else unseen
-        never = _once(never)
-        for index, split in halves(never).items():
+        single = firsts(clusters(thumbnails(never.pixels(SIDE)))).tolist()
+        alike = len(never) - len(single)
+        for place, index in enumerate(sorted(single, key=lambda index: derive("never trained", never.column("id")[index]))):
             row = never[index]
-            others.append(_without_subset(row | {"attributes": sorted(row["attributes"].items()), "split": split, "copies": 0}))
+            others.append(
+                _without_subset(row | {"attributes": sorted(row["attributes"].items()), "split": ("calibration", "holdout")[place % 2], "copies": 0})
+            )
     if not any(row["split"] == "calibration" for row in others):
         raise Missing(
             "Nothing says which works this model never saw, so that no likeness can be called suspicious.",
@@ -68,7 +73,7 @@ def gathered(mine: str | Path | Works, world: Works | None, unseen: str | Path |
     left = [row for index, row in enumerate(others) if index not in twins]
     rows = [*left, *(row | {"attributes": sorted({**row["attributes"], MARK: "yes"}.items()), "split": None, "copies": None} for row in own)]
     untitled = sum(row["attributes"].get("caption") == "from the file name" for row in own)
-    return Gathered(Works.from_rows(rows), aside, untitled, len(twins))
+    return Gathered(Works.from_rows(rows), aside, untitled, len(twins), alike)
 
 
 def noted(record: Record, own: Gathered) -> dict[str, Any]:
@@ -80,6 +85,8 @@ def noted(record: Record, own: Gathered) -> dict[str, Any]:
         told.append(f"Asked for by their files' names, because they have no caption: {own.untitled}.")
     if own.twins:
         told.append(f"Works of known standing left out, because a work of yours is the same picture or nearly so: {own.twins}.")
+    if own.alike:
+        told.append(f"Works never seen left out, because another of them is the same picture or nearly so: {own.alike}.")
     aside = [Table(title="Set aside", columns=["work", "reason"], rows=[list(row) for row in own.aside[:200]])] if own.aside else []
     return {"findings": [*record.findings, *told], "tables": [*record.tables, *aside], "quarantined": len(own.aside)}
 
@@ -90,28 +97,8 @@ def _own(mine: str | Path | Works) -> tuple[Works, list[tuple[str, str]]]:
     with TemporaryDirectory() as folder:
         report = import_works(Path(mine), Path(folder) / "works", license=LICENCE, titled=True)
         works = Works.read(Path(folder) / "works")
-    return _once(works), list(report.reasons)
-
-
-def halves(works: Works) -> dict[int, str]:
-    """Divide works by lot into calibration and holdout, near-duplicates on one side: place in the table -> split, in the order of the lot."""
-    labels, names = clusters(thumbnails(works.pixels(SIDE))), works.column("id")
-    order = sorted(range(len(works)), key=lambda index: derive("never trained", names[index]))
-    split: dict[int, str] = {}
-    sizes = {"calibration": 0, "holdout": 0}
-    for index in order:
-        if labels[index] not in split:
-            split[labels[index]] = min(sizes, key=lambda name: sizes[name])
-            sizes[split[labels[index]]] += int((labels == labels[index]).sum())
-    return {index: split[labels[index]] for index in order}
-
-
-def _once(works: Works) -> Works:
-    """Return the works, the first of each id."""
-    first: dict[str, int] = {}
-    for index, name in enumerate(works.column("id")):
-        first.setdefault(name, index)
-    return works.take(list(first.values()))
+    ids = works.column("id")
+    return works.take([index for index, name in enumerate(ids) if ids.index(name) == index]), list(report.reasons)
 
 
 def _without_subset(row: dict[str, Any]) -> dict[str, Any]:
