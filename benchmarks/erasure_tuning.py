@@ -4,8 +4,8 @@
 
 CONCEPT is one of `assay.benches.erasure.VALIDATION`. Each JSON object holds settings that differ from the method's small preset, `{}` the preset
 itself; a trial takes one to five minutes on two cores. What was measured before is not measured again; all that was tried stays in the file.
-Trials of EraseFlow without `style_learning_rate` are from when one rate served styles and objects; those of `adv_unlearn, drawn by lot` from before its
-prompts and noise levels were dealt out evenly and the empty prompt was retained in every step.
+Trials of EraseFlow without `style_learning_rate` are from when one rate served styles and objects; those of `adv_unlearn, drawn by lot` from before
+its prompts and noise levels were dealt out evenly and the empty prompt was retained in every step.
 """
 
 from __future__ import annotations
