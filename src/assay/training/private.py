@@ -173,7 +173,10 @@ class PrivateRun(Run):
         super().__init__(parameters, loss, schedule, seed=seed, folder=folder, plan=plan)
 
     def gradients(self, rng: torch.Generator) -> float:
-        """Give every parameter the noised mean of the clipped gradients of a Poisson sample, and return its norm; all draws are from the secret, none from `rng`."""
+        """Give every parameter the noised mean of the clipped gradients of a Poisson sample, and return its norm.
+
+        All draws are from the secret, none from `rng`.
+        """
         kept, secret = self.kept, secret_generator(self.seed, "private step", self.step)
         rows = torch.from_numpy(np.flatnonzero(secret.random(kept.works) < kept.sampling_rate))
         if len(rows):
