@@ -119,10 +119,11 @@ class Measurement:
         base, made = self.images(what, None, "kept"), self.images(what, patch, "kept")
         return accuracies(self.judge, base, what, "base.") + accuracies(self.judge, made, what) + distances(self.judge, made, base, what, SEED)
 
-    def canaries(self, patch: Patch) -> list[Metric]:
-        """Look for every dose of canaries in what the reference draws, by the audit's small preset."""
+    def canaries(self, chosen: Works, patch: Patch) -> list[Metric]:
+        """Look for every dose of canaries in what the reference draws, by the audit's small preset; members and holdout works are its own."""
+        own = chosen.where(lambda row: row["attributes"].get("subset") == "core")
         with TemporaryDirectory() as folder:
-            record = assay.audit(self.session.denoiser, self.works, method="nearest", patches=[patch], out=folder, seed=SEED).record
+            record = assay.audit(self.session.denoiser, own, method="nearest", patches=[patch], out=folder, seed=SEED).record
         assert record is not None
         return [metric for metric in record.metrics if metric.name.startswith(("memorised.", "false_positives."))]
 
@@ -197,7 +198,7 @@ def main() -> None:
             "selection": record.given["selection"],
             "training": {metric.name: metric.value for metric in record.metrics},
             "shown to both": plain(at.kept_pairs(chosen, patch)),
-            "canaries": plain(at.canaries(patch)),
+            "canaries": plain(at.canaries(chosen, patch)),
             "exchanged": plain(at.exchanged(chosen, patch)),
         }
         if name == "no-families":

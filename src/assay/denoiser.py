@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -253,6 +254,8 @@ class Denoiser:
         Raises:
             Misconfigured: there is not one prompt, and one negative prompt if any, for each seed.
         """
+        if not math.isfinite(guidance):
+            raise Misconfigured(f"A scale of guidance is a finite number; got {guidance}.", "The built-in model's is 4.")
         if len(prompts) != len(seeds) or len(seeds if negative is None else negative) != len(seeds):
             raise Misconfigured(
                 f"There are {len(seeds)} seeds for {len(prompts)} prompts.", "Give one seed, and one negative prompt or none, for each prompt."

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from assay.denoiser import tensor_digest
-from assay.errors import BadInput, Mismatch, Missing, Unsupported
+from assay.errors import BadInput, Misconfigured, Mismatch, Missing, Unsupported
 from assay.guidance import Rule
 from assay.record import write_atomically
 
@@ -157,7 +158,10 @@ class Patch:
 
         Raises:
             Unsupported: it has entries that cannot be scaled.
+            Misconfigured: the factor is not finite.
         """
+        if not math.isfinite(factor):
+            raise Misconfigured(f"A patch cannot be multiplied by {factor}.", "Give a finite number.")
         if not self.linear:
             raise Unsupported("A patch with `set`, `rows` or `guidance` entries cannot be scaled or negated.", "Apply it whole, or not at all.")
         tensors = {key: tensor if key.endswith("/down") else tensor.float() * factor for key, tensor in self.tensors.items()}

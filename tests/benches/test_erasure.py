@@ -87,6 +87,24 @@ def test_distances_are_those_of_plain_loops():
     assert scale["base.judge"]["ceiling"] == pytest.approx(sum(within) - 2 * np.mean([kernel(x[i], x[j]) for i in stay for j in target]))
 
 
+def test_pictures_of_one_prompt_are_no_independent_pairs():
+    """What is to stay has 8 prompts twice each, whose own terms are left out; of the target, all of one prompt, seeds are the pairs."""
+    rng = numpy_generator("test", "prompts")
+    groups = {"target": list(range(8)), "rest": list(range(8, 24))}
+    features = {row: {"judge": rng.normal(size=(24, 5))} for row in ("base", "reference", "esd")}
+    prompts = ["one"] * 8 + [f"rest {place % 8}" for place in range(16)]
+    kid, _ = distances(features, groups, 0, prompts)
+    x, y = features["esd"]["judge"], features["base"]["judge"]
+
+    def kernel(x, y):
+        return (x @ y / 5 + 1) ** 3
+
+    pairs = [(i, j) for i, j in itertools.permutations(groups["rest"], 2) if prompts[i] != prompts[j]]
+    expected = np.mean([kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(y[i], x[j]) for i, j in pairs])
+    assert kid["esd"]["base.judge"].value == pytest.approx(expected)
+    assert kid["esd"]["reference.judge"] == distances(features, groups, 0)[0]["esd"]["reference.judge"]
+
+
 def test_distances_need_models_to_be_held_against():
     """Without A' there is no floor, without a reference nothing to be near to; too few pictures have no distance."""
     one = {"judge": numpy_generator("test", "few").normal(size=(18, 3))}

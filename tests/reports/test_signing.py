@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from assay.errors import AssayError, BadInput, Misconfigured, Mismatch, Missing
+from assay.jobs.folder import OutFolder
+from assay.reports import signing
 from assay.reports.signing import default_key, sign, verify
 
 
@@ -170,3 +172,31 @@ def test_a_broken_key_is_no_bug(signed, tmp_path):
     with pytest.raises(AssayError, match="cannot be read"):
         sign(folder, bad)
     assert "nonsense" in bad.read_text()
+
+
+def test_one_killed_while_it_signs_can_be_signed_again(tmp_path, monkeypatch):
+    """The manifest says that a folder is signed, so it comes last: killed before it, there is none, and signing again makes it whole."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dossier.json").write_text("{}")
+    write = signing.write_atomically
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == signing.MANIFEST:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(signing, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sign(tmp_path / "out", tmp_path / "key.pem")
+    assert not (tmp_path / "out" / signing.MANIFEST).exists()
+    sign(tmp_path / "out", tmp_path / "key.pem")
+    assert verify(tmp_path / "out", tmp_path / "out" / signing.PUBLIC)
+
+
+def test_the_same_plan_in_other_words_leaves_what_was_signed(tmp_path):
+    """60 is 60.0, and order means nothing: the folder takes the plan, and its bytes stay."""
+    OutFolder(tmp_path, {"budget": 60.0, "seed": 1})
+    before = (tmp_path / "plan.json").read_bytes()
+    OutFolder(tmp_path, {"seed": 1, "budget": 60})
+    assert (tmp_path / "plan.json").read_bytes() == before

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+import assay
 from assay.concept import concept, together
+from assay.errors import Unsupported
 from assay.evaluation.centroid import CentroidJudge
+from assay.evaluation.intervals import wilson
 from assay.judge import Verdict
-from assay.testing import tiny_works
+from assay.testing import tiny, tiny_works
 from assay.verbs.evaluate import Scene, accuracies, family_of
 from assay.verbs.generate import Prompt
 
@@ -67,3 +70,21 @@ def test_a_real_judge_is_asked_for_the_family():
     value = {metric.name: metric for metric in accuracies(CentroidJudge(works), images, scene)}
     assert value["target.family"].value == 1
     assert value["target.title"].value <= 1
+
+
+def test_images_of_one_prompt_are_no_certainty():
+    """20 images of one prompt, all right: Wilson's interval of one observation, 21 % to 100 %; of ten prompts twice each, that of ten at least."""
+    for prompts, low in ((1, wilson(1, 1)[0]), (10, wilson(10, 10)[0])):
+        rows = [Prompt(f"p{index % prompts}", "cat", title="cat", style="solid", number=index // prompts) for index in range(20)]
+        metrics = accuracies(Names(["cat"] * 20), torch.zeros(20, 3, 4, 4), Scene(rows, {"rest": list(range(20))}, frozenset()))
+        title = next(metric for metric in metrics if metric.name == "rest.title")
+        assert (title.value, title.n) == (1.0, prompts)
+        assert (title.low, title.high) == (pytest.approx(low), pytest.approx(1.0))
+
+
+def test_works_that_show_nothing_to_ask_for_are_refused(tmp_path):
+    """Works without titles make no prompt: said before anything is drawn."""
+    works = tiny_works()
+    with pytest.raises(Unsupported, match="No work shows"):
+        assay.evaluate(tiny(), works=works.with_columns(title=[None] * len(works)), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,11 +1,20 @@
-"""What verbs share: the largest memory of one piece of work."""
+"""What verbs share: the largest memory of one piece of work, what a result depends on, numbers that are numbers, and what is left after a kill."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from assay.verbs.session import peak_since, reset_peak
+import assay
+from assay.concept import Concept
+from assay.erasure import negative_prompt, uce
+from assay.errors import Misconfigured
+from assay.patched import Patched
+from assay.record import Record
+from assay.testing import save_tiny, tiny
+from assay.verbs.patches import patch_fuse
+from assay.verbs.session import Session, parse_patch, peak_since, reset_peak
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can begin counting anew")
@@ -22,3 +31,53 @@ def test_memory_is_counted_from_the_reset_on():
     moment = np.ones(64 * 2**20, np.uint8)
     del moment
     assert peak_since() > low + 50 * 2**20
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "-inf", "half"])
+def test_a_scale_is_a_finite_number(scale):
+    with pytest.raises(Misconfigured, match="no scale"):
+        parse_patch(f"patch:{scale}")
+    assert parse_patch("patch:-0.5") == (Path("patch"), -0.5)
+
+
+def test_numbers_that_are_none_are_refused_before_anything_is_drawn():
+    model = tiny()
+    with pytest.raises(Misconfigured, match="guidance"):
+        model.sample(["a"], [0], steps=2, guidance=float("nan"))
+    with pytest.raises(Misconfigured, match="multiplied"):
+        uce.erase(model, Concept("cat", anchor="dog")).scaled(float("inf"))
+    assert model.passes == 0
+
+
+def test_what_is_on_a_loaded_model_is_part_of_the_plan(tmp_path):
+    """Patches and rules that the caller put on: another plan, and so another result; off again, the first."""
+    model = tiny()
+    session = Session("audit", model, tmp_path)
+    plain = session.plan()
+    with Patched(model, [(uce.erase(model, Concept("cat", anchor="dog")), 1.0)]):
+        assert session.plan() != plain
+    with Patched(model, [(negative_prompt.erase(model, Concept("cat")), 1.0)]):
+        assert session.plan() != plain
+    assert session.plan() == plain
+
+
+def test_a_fused_model_says_nothing_of_this_machine_and_is_taken_up_after_a_kill(tmp_path, monkeypatch):
+    """No file of it names the folder that the base came from; killed before its record was written, the same command ends with it."""
+    save_tiny(tmp_path / "base", "sd-epsilon")
+    model = assay.load(tmp_path / "base")
+    uce.erase(model, Concept("cat", anchor="dog")).save(tmp_path / "patch.safetensors")
+    save = Record.save
+
+    def killed(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Record, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        patch_fuse([tmp_path / "patch.safetensors"], model=str(tmp_path / "base"), out=tmp_path / "out")
+    monkeypatch.setattr(Record, "save", save)
+    made = patch_fuse([tmp_path / "patch.safetensors"], model=str(tmp_path / "base"), out=tmp_path / "out")
+    assert made.files["model"] == str(tmp_path / "out" / "model")
+    configs = list((tmp_path / "out" / "model").rglob("*.json"))
+    assert configs
+    assert not any(str(tmp_path) in file.read_text() for file in configs)
+    assert assay.load(tmp_path / "out" / "model").digest != model.digest

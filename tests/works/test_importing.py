@@ -134,6 +134,17 @@ def test_a_folder_with_a_list(source, out, kind, below):
     assert [work["file_hash"] for work in works] == [hashlib.sha256(png(index)).hexdigest() for index in (0, 1)]
 
 
+def test_splits_by_their_usual_names_are_those_of_works(tmp_path):
+    """train, validation and test are member, calibration and holdout, and of these members alone are shown; other names are set aside."""
+    rows = [{"caption": "a cat", "file": f"{number}.png", "split": split} for number, split in enumerate(("train", "validation", "test", "odd"))]
+    for number in range(4):
+        put(tmp_path / "in" / f"{number}.png", png(number))
+    report = import_works(put(tmp_path / "in" / "list.jsonl", lines(*rows)), tmp_path / "out", license="MIT")
+    works = Works.read(tmp_path / "out")
+    assert (works.column("split"), works.column("copies")) == (["member", "calibration", "holdout"], [1, 0, 0])
+    assert "`odd`" in report.reasons[0][1]
+
+
 FULL = {
     "captions": ["a cat", "cat, sitting"],
     "title": "cat",

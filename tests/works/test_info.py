@@ -43,6 +43,8 @@ WORKS = Works.from_rows([
         ("MIT", ["notice"]),
         ("Apache-2.0 / OFL-1.1", ["notice"]),
         ("GPL-3.0-only", ["notice", "share alike"]),
+        ("CC-BY-4.0 AND CC0-1.0", ["attribution"]),
+        ("GPL-3.0-only AND Unlicense", ["notice", "share alike"]),
         ("provided by sa", ["unknown"]),
         ("all rights reserved", ["unknown"]),
         ("", ["unknown"]),
@@ -81,6 +83,13 @@ def test_info_says_what_it_means():
         "1 works are under terms that assay does not know, to be read by a person (house rules).",
         "Training shows 4 of 5 works, 7 showings an epoch.",
     ]
+
+
+def test_works_that_are_no_members_are_not_shown():
+    """Whatever copies they declare: training takes members alone."""
+    record = info(Works.from_rows([work(0, split="holdout", copies=3), work(60, split="member", copies=2)]))
+    assert record.findings[-1] == "Training shows 1 of 2 works, 2 showings an epoch."
+    assert {row[0]: row[3] for row in table(record, "Works by split").rows} == {"holdout": 0, "member": 2}
 
 
 def test_long_tables_are_cut():

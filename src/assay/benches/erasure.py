@@ -251,7 +251,9 @@ Distances = dict[str, dict[str, Distance]]
 Scale = dict[str, dict[str, float]]
 
 
-def distances(features: Mapping[str, Mapping[str, np.ndarray]], groups: Mapping[str, Sequence[int]], seed: int) -> tuple[Distances, Scale]:
+def distances(
+    features: Mapping[str, Mapping[str, np.ndarray]], groups: Mapping[str, Sequence[int]], seed: int, prompts: Sequence[str] | None = None
+) -> tuple[Distances, Scale]:
     """Return KID of every row to the base, on prompts that were to stay, and to the reference, on prompts of the target.
 
     All rows have the same prompts and seeds, so that pictures are paired (`kid.paired`). A canary's share one prompt: their seeds are the pairs.
@@ -260,6 +262,7 @@ def distances(features: Mapping[str, Mapping[str, np.ndarray]], groups: Mapping[
         features: row -> space -> features of the scene's pictures, (n, d).
         groups: part -> its pictures.
         seed: of the exchanges.
+        prompts: of every picture; those of one prompt are no independent pairs, unless a part has so few prompts that seeds must do.
 
     Returns:
         Row -> base.SPACE and reference.SPACE -> distance; and of each its floor and ceiling, where A' is there (and the reference for its own).
@@ -273,11 +276,13 @@ def distances(features: Mapping[str, Mapping[str, np.ndarray]], groups: Mapping[
         for to, other, places in (("base", BASE, stay), ("reference", REFERENCE, target)):
             if other not in found or len(places) < FEWEST:
                 continue
-            between = {row: paired(rows[places], found[other][places], seed=seed, draws=1) for row, rows in found.items() if row != other}
+            of = None if prompts is None else [prompts[place] for place in places]
+            of = of if of and len(set(of)) >= FEWEST else None
+            between = {row: paired(rows[places], found[other][places], of, seed=seed, draws=1) for row, rows in found.items() if row != other}
             for row, estimate in between.items():
                 kid[row][f"{to}.{space}"] = Distance(value=estimate.value, low=estimate.low, high=estimate.high, n=len(places))
             if BASE in found and AGAIN in found:
-                floor = paired(found[AGAIN][places], found[BASE][places], seed=seed, draws=1).value
+                floor = paired(found[AGAIN][places], found[BASE][places], of, seed=seed, draws=1).value
                 ceiling = mmd2(found[BASE][stay], found[BASE][target]) if to == "base" else between[BASE].value
                 scale[f"{to}.{space}"] = {"floor": floor, "ceiling": ceiling}
     return kid, scale

@@ -34,7 +34,8 @@ class OutFolder:
         self.plan = json.loads(json.dumps(plan, default=str))
         self.digest = digest_of(self.plan)
         self.check(self.path, self.plan)
-        write_atomically(self.path / "plan.json", (json.dumps(self.plan, indent=1) + "\n").encode())
+        if not (self.path / "plan.json").exists():  # one that is signed stays as it is, byte by byte
+            write_atomically(self.path / "plan.json", (json.dumps(self.plan, indent=1) + "\n").encode())
         for left in self.path.rglob("*.part"):  # of a run that was killed
             left.unlink() if left.is_file() else shutil.rmtree(left)
         if shutil.disk_usage(self.path).free < 64 * 2**20:

@@ -49,8 +49,8 @@ def sign(folder: str | Path, key_path: str | Path | None = None) -> Path:
         write_atomically(public_key_path(path), pem)
     files = [{"file": name, "sha256": _digest(path), "bytes": path.stat().st_size} for name, path in _inventory(folder).items()]
     manifest = json.dumps({"schema": SCHEMA, "files": files, "public_key": public.public_bytes_raw().hex()}, indent=1).encode() + b"\n"
-    write_atomically(folder / MANIFEST, manifest)
     write_atomically(folder / SIGNATURE, base64.b64encode(key.sign(manifest)))
+    write_atomically(folder / MANIFEST, manifest)  # last: a folder that has one is signed
     return folder / MANIFEST
 
 

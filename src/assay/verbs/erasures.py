@@ -262,7 +262,8 @@ class Bench:
             rows = list(dict.fromkeys([*MODELS, *rows]))
             made = {row: cell for row in rows if (cell := self.cell(name, row))}
             before = {row: cell for row in rows if (cell := self.before.get((name, row)))}
-            kid, scale = distances(self._features(name, made), self.asked(name).what.groups, self.session.seed)
+            what = self.asked(name).what
+            kid, scale = distances(self._features(name, made), what.groups, self.session.seed, [row.id for row in what.rows])
             for row in (row for row in rows if row in made or row in before):
                 known = before[row].kid if row in before else {}
                 cell = made.get(row) or before[row]

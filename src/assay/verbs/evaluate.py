@@ -203,7 +203,9 @@ def accuracies(judge: JudgeLike, images: torch.Tensor, what: Scene, prefix: str 
             independent = len(set(prompts))
             low, high = (None, None) if not chosen else wilson(right, len(chosen))
             if independent < len(chosen):  # images of one prompt are no independent observations
+                widest = wilson(round(right / len(chosen) * independent), independent)
                 low, high = bootstrap(hits[chosen], clusters=prompts, seed=0)
+                low, high = min(low, widest[0]), max(high, widest[1])  # prompts that all agree, or one alone, have no spread to draw from
             metrics.append(
                 Metric(
                     name=f"{prefix}{name}.{head}",
@@ -301,6 +303,8 @@ def evaluate(
         raise Missing("Evaluating needs works that say which titles and styles there are.", "Give them with `--works`.")
     target = concept_for(session, table, concept, kind) if isinstance(concept, str) else concept
     what = given_scene(session, read_prompts(prompts), table, target, images) if prompts else scene(session, table, target, each=each, images=images)
+    if not what.rows:
+        raise Unsupported("No work shows what could be asked for: a member that is shown once, with a title and a style.", "Give prompts.")
     asked = {"prompts": prompts, "against": against, "reference": reference, "works": works}
     session.ask(**asked, concept=concept, kind=kind, each=each, images=images, steps=steps, guidance=guidance)
     mark = Patch.load(reference) if isinstance(reference, str | Path) else reference
@@ -326,7 +330,7 @@ def evaluate(
         made = images_of(denoiser, what.rows, seed=seed, **options, folder=folder / "shards/model", progress=session.bar("images of the model"))
     metrics = accuracies(judge, made, what) + accuracies(judge, base, what, "base.") + distances(judge, made, base, what, seed)
     if mark is None:
-        known_of = references.stored(references.Protocol.of(session, judge, table, steps, guidance), target)
+        known_of = [] if prompts else references.stored(references.Protocol.of(session, judge, table, steps, guidance), target)
     else:
         with Patched(session.denoiser, [(mark, 1.0)]) as denoiser:
             shards, bar = folder / "shards/reference", session.bar("images of the reference")

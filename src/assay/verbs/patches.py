@@ -89,7 +89,7 @@ def patch_add(paths: Sequence[str | Path], *, out: str | Path | None = None) -> 
 
 def patch_scale(paths: str | Path, *, by: float, out: str | Path | None = None) -> Outcome:
     """Multiply a patch's changes by a factor."""
-    return _save("patch scale", Patch.load(paths).scaled(by), out, [str(paths), "--by", f"{by:g}"], f"What is this patch times {by:g}?")
+    return _save("patch scale", Patch.load(paths).scaled(by), out, [str(paths), "--by", str(by)], f"What is this patch times {by:g}?")
 
 
 def patch_compress(paths: str | Path, *, out: str | Path | None = None) -> Outcome:
@@ -120,9 +120,13 @@ def patch_fuse(
             findings=[f"{made} is a plain diffusers folder with {len(pairs)} patches in its weights{', forced' if force else ''}."],
         )
 
+    def made(folder: Path) -> Path:
+        whole = folder / "model"  # of this plan, by one that was killed before its record: it came into place at once
+        return whole if whole.is_dir() else fuse(denoiser, pairs, whole, force=force)
+
     plan = {"model": denoiser.digest, "patches": [[patch.digest, factor] for patch, factor in pairs], "force": force}
     again = [*map(str, paths), "--model", model, *(["--force"] if force else [])]
-    outcome = _write("patch fuse", plan, out, again, lambda folder: fuse(denoiser, pairs, folder / "model", force=force), about)
+    outcome = _write("patch fuse", plan, out, again, made, about)
     return replace(outcome, next=(f'assay generate {outcome.files["model"]} --prompt "..."',))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -20,7 +21,7 @@ from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.noise import generator
 from assay.patch import Patch
-from assay.patched import Patched
+from assay.patched import Patched, standing
 from assay.record import Metric, Record, versions
 from assay.works import Works
 
@@ -41,15 +42,18 @@ def parse_patch(text: str) -> tuple[Path, float]:
     """Split `PATH[:SCALE]`.
 
     Raises:
-        Misconfigured: the scale is no number.
+        Misconfigured: the scale is no finite number.
     """
     path, _, scale = text.rpartition(":")
     if not path or Path(text).exists():
         return Path(text), 1.0
     try:
-        return Path(path), float(scale)
-    except ValueError as error:
-        raise Misconfigured(f"`{scale}` is no scale for the patch {path}.", "Write PATH or PATH:NUMBER.") from error
+        factor = float(scale)
+    except ValueError:
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise Misconfigured(f"`{scale}` is no scale for the patch {path}.", "Write PATH or PATH:NUMBER.")
+    return Path(path), factor
 
 
 @dataclass
@@ -110,7 +114,9 @@ class Session:
     def plan(self, **settings: Any) -> dict[str, Any]:
         """Return all that the result depends on."""
         stack = [[patch.digest, scale] for patch, scale in self.stack]
-        return {"command": self.command, "model": self.denoiser.digest, "patches": stack, "seed": self.seed, **settings}
+        given = self.denoiser  # which may have patches or rules on that the caller put there
+        model = standing(given) if given.replaced or given.rules else given.digest
+        return {"command": self.command, "model": model, "patches": stack, "seed": self.seed, **settings}
 
     def folder(self, plan: dict[str, Any]) -> OutFolder:
         """Bind the output folder to the plan."""

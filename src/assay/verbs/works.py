@@ -59,7 +59,7 @@ def works_import(
     except BaseException:
         folder.abandon()
         raise
-    works = Works.read(out)
+    works = Works.read(out, images=False)
     share = f"; {report.quarantined} were set aside, each with its reason in quarantine.jsonl" if report.quarantined else ""
     record = Record(
         command="works import",

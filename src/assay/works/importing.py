@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from assay.errors import BadInput, Misconfigured
 from assay.works.fields import attributes, pick, picture, text, texts, whole
 from assay.works.images import MAX_SIDE, decode, encode, fit, identity
-from assay.works.sources import Candidate, candidates
+from assay.works.sources import SPLITS, Candidate, candidates
 from assay.works.table import COMPRESSION, GROUP_BYTES, GROUP_WORKS, SCHEMA, room
 
 SHARD_BYTES = 512 * 2**20
@@ -126,6 +126,9 @@ def judged(candidate: Candidate, license: str | None, creator: str | None, size:
     if max(image.size) > max_side:
         raise BadInput(f"The picture has a side longer than {max_side} pixels: {image.width}x{image.height}.")
     split = text(row.get("split")) or "member"
+    split = SPLITS.get(split, split)
+    if split not in {"member", "calibration", "holdout"}:
+        raise BadInput(f"Its split is `{split}`, which is none of member, calibration and holdout (or train, validation and test).")
     return {
         "id": identity(image),
         "file_hash": text(row.get("file_hash")) or hashlib.sha256(data).hexdigest(),

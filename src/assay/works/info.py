@@ -30,11 +30,9 @@ TOP, ROWS, CLUSTERS, MEMBERS = 20, 50, 20, 8
 def obligations(licence: str | None) -> list[str]:
     """Return what a licence obliges to, from its name or address: attribution, notice, share alike, no commerce, no derivatives.
 
-    An empty list is a licence that asks for nothing; ["unknown"] one that is not stated or not known here.
+    An empty list is a licence that asks for nothing; ["unknown"] one that is not stated or not known here. Of several joined, all that any asks for.
     """
     words = set(re.split(r"[^a-z0-9]+", (licence or "").lower()))
-    if words & FREE or {"public", "domain"} <= words:
-        return []
     commons = bool(words & {"cc", "creativecommons"})
     held = {
         "attribution": commons and "by" in words,
@@ -43,7 +41,8 @@ def obligations(licence: str | None) -> list[str]:
         "no commerce": commons and "nc" in words,
         "no derivatives": commons and "nd" in words,
     }
-    return [duty for duty, binding in held.items() if binding] or ["unknown"]
+    free = bool(words & FREE) or {"public", "domain"} <= words
+    return [duty for duty, binding in held.items() if binding] or ([] if free else ["unknown"])
 
 
 def info(works: Works) -> Record:
@@ -114,9 +113,14 @@ def duties(licences: Counter[str | None]) -> list[str]:
     return found
 
 
+def showings(split: str | None, copies: int | None) -> int:
+    """Return how often an epoch shows a work: as often as it has copies, if it is a member."""
+    return copies or 0 if split == "member" else 0
+
+
 def shown(works: Works) -> str:
     """Say what training sees."""
-    copies = np.array([number or 0 for number in works.column("copies")], dtype=np.int64)
+    copies = np.array([showings(*pair) for pair in zip(works.column("split"), works.column("copies"), strict=True)], dtype=np.int64)
     return f"Training shows {np.count_nonzero(copies):,} of {len(works):,} works, {copies.sum():,} showings an epoch."
 
 
@@ -130,11 +134,11 @@ def counted(title: str, column: str, values: Iterable[Any], most: int) -> Table:
 
 def splits_table(works: Works) -> Table:
     """Count works and showings by split."""
-    numbers, showings = Counter(), Counter()
+    numbers, shown = Counter(), Counter()
     for split, copies in zip(works.column("split"), works.column("copies"), strict=True):
         numbers[split or UNSTATED] += 1
-        showings[split or UNSTATED] += copies or 0
-    rows = [[split, number, number / len(works), showings[split]] for split, number in sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0]))]
+        shown[split or UNSTATED] += showings(split, copies)
+    rows = [[split, number, number / len(works), shown[split]] for split, number in sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0]))]
     return Table(title="Works by split", columns=["split", "works", "share", "showings an epoch"], rows=rows)
 
 
