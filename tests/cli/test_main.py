@@ -157,6 +157,8 @@ def test_the_same_plan_resumes_and_another_is_refused(world, tmp_path, capsys):
         (["patch", "fuse", "nowhere", "--dry-run"], "Missing"),
         (["works", "info", "nowhere", "--dry-run"], "Missing"),
         (["generate", "MODEL", "--prompt", "x", "--fail-on", "images>"], "Misconfigured"),
+        (["generate", "MODEL", "--prompt", "x", "--guidance", "nan"], "Misconfigured"),
+        (["generate", "MODEL", "--prompt", "caf\udce9"], "Misconfigured"),
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_2(world, tmp_path, capsys, arguments, kind):
@@ -200,11 +202,11 @@ def test_fail_on_exits_with_3(world, tmp_path, capsys):
 
 
 def test_prompts_of_the_wrong_type_are_refused_by_line(world, tmp_path, capsys):
-    """U+2028 inside a prompt is no end of line; a number as negative, a word as seed and a list as title are no prompt."""
+    """U+2028 inside a prompt is no end of line; a number as negative, a word as seed, a list as title and half a character are no prompt."""
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"id": "a", "prompt": "red\u2028circle"}\n', encoding="utf-8")
     call(capsys, "generate", world / "model", "--prompts", prompts, "--steps", 1, "--out", tmp_path / "fine")
-    for bad in ('"negative": 5', '"seed": "abc"', '"seed": true', '"title": ["cat"]'):
+    for bad in ('"negative": 5', '"seed": "abc"', '"seed": true', '"title": ["cat"]', '"style": "\\ud800"'):
         prompts.write_text(f'{{"id": "a", "prompt": "x"}}\n{{"id": "b", "prompt": "x", {bad}}}\n')
         assert "Line 2" in call(capsys, "generate", world / "model", "--prompts", prompts, "--out", tmp_path / "out", code=2).err
 

@@ -53,6 +53,16 @@ def test_the_real_work_tells_nothing_about_itself(judge):
     assert same.right.mean() < 1
 
 
+def test_works_without_titles_have_styles_that_are_judged():
+    """All of one style are not one work: of each the others tell, as leave-one-out by loops says, and of an image all of them."""
+    works = tiny_works()
+    untitled = works.with_columns(title=[None] * len(works))
+    judge = CentroidJudge(untitled)
+    right = [name == truth for name, truth in zip(leave_one_out(works, "style"), works.column("style"))]
+    assert judge.own_accuracy()["style"] == pytest.approx(np.mean(right))
+    assert judge.score(images_of(works), [None] * len(works), works.column("style"))["style"].known.all()
+
+
 def test_unknown_names_are_not_judged(judge):
     found = judge.score(torch.rand(2, 3, 32, 32), ["purple ring", "a ship"], ["solid", None])
     assert found["title"].known.tolist() == [True, False]

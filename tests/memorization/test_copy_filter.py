@@ -127,6 +127,8 @@ def test_behind_a_diffusers_pipeline(pipelines, members):
     assert grey.last.draws == [2] * 4
     with pytest.raises(Misconfigured, match="latent"):
         guarded(prompts, output_type="latent")
+    with pytest.raises(Misconfigured, match="same image each time"):
+        guarded(prompts, latents=torch.zeros(4, 4, 4, 4))
 
 
 def test_the_digest_names_works_and_threshold(members):

@@ -126,6 +126,22 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         toy(tmp_path, plan="other")
 
 
+def test_a_checkpoint_of_another_length_is_refused_once_the_rates_differ(tmp_path):
+    """40 steps fall from step 20 on, 20 from step 10 on: up to there they are one training, after it they are not; 4 steps have none that is done."""
+
+    def of(steps: int) -> Run:
+        return toy(tmp_path, schedule=Schedule(steps=steps, batch=4, learning_rate=0.05, warmup=1, decay=0.5))
+
+    of(20).run(10)
+    assert of(40).step == 10
+    of(20).run(11)
+    with pytest.raises(Mismatch, match="20 steps, 11 of them done; one of 40"):
+        of(40)
+    with pytest.raises(Mismatch, match="one of 4 "):
+        of(4)
+    assert of(20).step == 11
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     toy(tmp_path).run(2)
     file = tmp_path / "checkpoint.safetensors"

@@ -358,6 +358,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers talks while it is imported
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
+    if broken := [word for word in arguments if not word.isascii() and word.encode(errors="ignore").decode() != word]:
+        _fail(as_json, "Misconfigured", f"{broken[0]!r} is no text in Unicode.", "Write it in the encoding of this terminal, or in UTF-8.")
     try:
         cli.main(arguments, standalone_mode=False)
     except AssayError as error:

@@ -84,8 +84,12 @@ class CentroidJudge:
         return (fixed_features(images) - self.mean) / self.deviation
 
     def score(self, images: torch.Tensor, titles: Sequence[str | None], styles: Sequence[str | None]) -> dict[str, Verdict]:
-        """Judge images by what each was meant to show: head -> verdict. The real works of that title and style are left out of every mean."""
-        return self._judge(self._standardised(images), list(zip(titles, styles, strict=True)))
+        """Judge images by what each was meant to show: head -> verdict. The real works of that title and style are left out of every mean.
+
+        Works without a title are not all one and the same: none of them is left out.
+        """
+        pairs = list(zip(titles, styles, strict=True))
+        return self._judge(self._standardised(images), pairs, [self.works_of.get(pair, []) if pair[0] else [] for pair in pairs])
 
     def chance(self, head: str) -> float:
         """Return the accuracy of a guess among the classes of at least two works."""
@@ -93,17 +97,18 @@ class CentroidJudge:
 
     def own_accuracy(self) -> dict[str, float | None]:
         """Return the leave-one-out accuracy by head on the works it was made of; None where no class can be named."""
-        return {head: found.accuracy() for head, found in self._judge(self.rows, self.pairs).items()}
+        own = [self.works_of[pair] if pair[0] else [row] for row, pair in enumerate(self.pairs)]
+        return {head: found.accuracy() for head, found in self._judge(self.rows, self.pairs, own).items()}
 
-    def _judge(self, rows: np.ndarray, pairs: list[Pair]) -> dict[str, Verdict]:
+    def _judge(self, rows: np.ndarray, pairs: list[Pair], own: list[list[int]]) -> dict[str, Verdict]:
         truth = {
             "title": [pair[0] for pair in pairs],
             "group": [self.group_of.get(pair[0] or "") for pair in pairs],
             "style": [pair[1] for pair in pairs],
         }
-        return {head: self._name(head, rows, truth[head], pairs) for head in HEADS}
+        return {head: self._name(head, rows, truth[head], own) for head in HEADS}
 
-    def _name(self, head: str, rows: np.ndarray, truth: list[str | None], pairs: list[Pair]) -> Verdict:
+    def _name(self, head: str, rows: np.ndarray, truth: list[str | None], left_out: list[list[int]]) -> Verdict:
         classes = self.classes[head]
         if not classes:
             return Verdict.nothing(len(rows))
@@ -112,8 +117,8 @@ class CentroidJudge:
         means = sums / counts[:, None]
         distances = (rows**2).sum(1)[:, None] + (means**2).sum(1) - 2 * rows @ means.T
         known = np.ones(len(rows), bool)
-        for index, pair in enumerate(pairs):
-            own = [row for row in self.works_of.get(pair, []) if self.labels[head][row] in place]
+        for index, out in enumerate(left_out):
+            own = [row for row in out if self.labels[head][row] in place]
             for name in {str(self.labels[head][row]) for row in own}:
                 column, same = place[name], [row for row in own if self.labels[head][row] == name]
                 left = counts[column] - len(same)

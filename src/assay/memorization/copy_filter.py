@@ -195,8 +195,10 @@ class Guarded:
             The pipeline's output, with refused images grey.
 
         Raises:
-            Misconfigured: the output type is another, as of latents, which cannot be looked at.
+            Misconfigured: the output type is another, as of latents, which cannot be looked at; or latents are given to draw from, and again from.
         """
+        if options.get("latents") is not None and self.retries:
+            raise Misconfigured("Given latents draw the same image each time.", "Give a generator instead, or filter with `retries=0`.")
         if output_type not in ("pil", "np", "pt"):
             raise Misconfigured(f"Images of type `{output_type}` cannot be looked at.", "Ask for pil, np or pt.")
         several = [prompt] if isinstance(prompt, str) else list(prompt)

@@ -150,6 +150,12 @@ class Run:
                 about, keys = file.metadata(), set(file.keys())
                 if about["plan"] != self.plan:
                     raise Mismatch(f"{path} belongs to another training.", "Choose another folder, or remove this one.")
+                done, before = int(about["step"]), Schedule(**json.loads(about["schedule"]))
+                if done > self.schedule.steps or any(before.rate(step) != self.schedule.rate(step) for step in range(done)):
+                    raise Mismatch(
+                        f"{path} is of a training of {before.steps} steps, {done} of them done; one of {self.schedule.steps} begins otherwise.",
+                        "Choose another folder, or remove this one.",
+                    )
                 self.step, self.losses = int(about["step"]), json.loads(about["losses"])
                 with torch.no_grad():
                     for name, tensor in self.parameters.items():

@@ -81,12 +81,14 @@ def _row(data: dict[str, Any]) -> Prompt:
 
     Raises:
         TypeError: a value is of the wrong type.
+        UnicodeEncodeError: a text is none in Unicode.
     """
     for name in ("negative", "title", "style"):
         if not isinstance(data.get(name), str | None):
             raise TypeError(f"`{name}` is no text")
     if not isinstance(data["prompt"], str) or not isinstance(data["id"], str | int):
         raise TypeError("`prompt` or `id` is no text")
+    "".join([data["prompt"], str(data["id"]), *(data.get(name) or "" for name in ("negative", "title", "style"))]).encode()
     if not isinstance(data.get("seed"), int | None) or isinstance(data.get("seed"), bool):
         raise TypeError("`seed` is no whole number")
     return Prompt(str(data["id"]), data["prompt"], data.get("negative") or "", data.get("seed"), data.get("title"), data.get("style"))
