@@ -88,7 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 60,
         "warmup": 25,
         "batch": 6,
-        "learning_rate": 1e-4,
+        "learning_rate": 2e-4,
         "attack_steps": 1,
         "attack_rate": 0.02,
         "retain_batch": 12,
