@@ -10,6 +10,7 @@ import assay
 from assay.concept import Concept
 from assay.erasure import negative_prompt, uce
 from assay.errors import Misconfigured
+from assay.jobs.folder import OutFolder
 from assay.patched import Patched
 from assay.record import Record
 from assay.testing import save_tiny, tiny
@@ -47,6 +48,14 @@ def test_numbers_that_are_none_are_refused_before_anything_is_drawn():
     with pytest.raises(Misconfigured, match="multiplied"):
         uce.erase(model, Concept("cat", anchor="dog")).scaled(float("inf"))
     assert model.passes == 0
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_folder_takes_no_plan_that_could_not_be_asked_for_again(tmp_path, number):
+    """NaN is not equal to itself, and JSON has neither: refused before the folder is made, however deep in the settings it is."""
+    with pytest.raises(Misconfigured, match="not finite"):
+        OutFolder(tmp_path / "out", {"settings": {"uce": {"lam": number}}})
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_on_a_loaded_model_is_part_of_the_plan(tmp_path):

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from assay.errors import Mismatch, NoRoom
+from assay.errors import Misconfigured, Mismatch, NoRoom
 from assay.record import digest_of, write_atomically
 
 
@@ -21,6 +21,7 @@ class OutFolder:
 
     Raises:
         Mismatch: the folder holds something else.
+        Misconfigured: a number of the plan is not finite.
         NoRoom: it cannot be written, or less than 64 MB are free.
     """
 
@@ -31,7 +32,7 @@ class OutFolder:
             NoRoom: less than 64 MB are free.
         """
         self.path = Path(path)
-        self.plan = json.loads(json.dumps(plan, default=str))
+        self.plan = plain(plan)
         self.digest = digest_of(self.plan)
         self.check(self.path, self.plan)
         if not (self.path / "plan.json").exists():  # one that is signed stays as it is, byte by byte
@@ -47,7 +48,9 @@ class OutFolder:
 
         Raises:
             Mismatch: the folder holds something else.
+            Misconfigured: a number of the plan is not finite.
         """
+        wanted = plain(plan)
         if path.exists() and not path.is_dir():
             raise Mismatch(f"{path} is a file.", "Choose a folder with `--out`.")
         if not path.exists() or all(entry.suffix == ".part" for entry in path.iterdir()):
@@ -56,7 +59,6 @@ class OutFolder:
             known = dict(json.loads((path / "plan.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise Mismatch(f"{path} is not empty and was not written by assay.", "Choose an empty or new folder with `--out`.") from error
-        wanted = json.loads(json.dumps(plan, default=str))
         if known != wanted:
             keys = [key for key in {*known, *wanted} if known.get(key) != wanted.get(key)]
             raise Mismatch(
@@ -77,3 +79,15 @@ class OutFolder:
     def done(self) -> bool:
         """Whether the plan's record is there."""
         return (self.path / "record.json").exists()
+
+
+def plain(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan as JSON gives it back.
+
+    Raises:
+        Misconfigured: a number is not finite: it is no setting that could be asked for again, or be equal to itself.
+    """
+    try:
+        return json.loads(json.dumps(plan, default=str, allow_nan=False))
+    except ValueError as error:
+        raise Misconfigured("A number among the settings is not finite.", "Give a finite one.") from error

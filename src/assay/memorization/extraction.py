@@ -40,7 +40,7 @@ from assay.evaluation.intervals import wilson
 from assay.evaluation.similarity import adaptive, tiled_l2_pairs
 from assay.evaluation.thresholds import Threshold, threshold_at
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, Group, choose, completed
+from assay.memorization.groups import Audit, Group, check_sizes, choose, completed
 from assay.memorization.looks import SIZE
 from assay.noise import derive
 from assay.patched import standing
@@ -114,11 +114,9 @@ def check(settings: Settings) -> None:
     """
     if min(settings.steps, settings.batch, settings.round) < 1 or not 2 <= settings.clique <= settings.images:
         raise Misconfigured("`steps`, `batch` and `round` are at least 1, and `clique` between 2 and `images`.", "Use a preset.")
-    if min(settings.members, settings.holdout, settings.matches) < 0 or settings.calibration < 1 or not math.isfinite(settings.guidance):
-        raise Misconfigured(
-            "`members`, `holdout` and `matches` cannot be negative, `calibration` is at least 1, for thresholds, and `guidance` is finite.",
-            "Use a preset.",
-        )
+    check_sizes(settings)
+    if settings.matches < 0 or not math.isfinite(settings.guidance):
+        raise Misconfigured("`matches` cannot be negative, and `guidance` is finite.", "Use a preset.")
     if not 0 < settings.false_positive_rate < 1:
         raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.02.")
 

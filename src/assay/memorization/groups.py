@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 
 from assay.denoiser import Denoiser
-from assay.errors import BadInput, Unsupported
+from assay.errors import BadInput, Misconfigured, Unsupported
 from assay.noise import derive
 from assay.patched import standing
 from assay.record import Record, versions
@@ -104,6 +104,16 @@ class Sizes(Protocol):
     def holdout(self) -> int:
         """Holdout works."""
         ...
+
+
+def check_sizes(settings: Sizes) -> None:
+    """Raise if so many works cannot be chosen.
+
+    Raises:
+        Misconfigured: a number is negative, or there would be no calibration works: thresholds would be set on works that are judged.
+    """
+    if min(settings.members, settings.holdout) < 0 or settings.calibration < 1:
+        raise Misconfigured("`members` and `holdout` cannot be negative, and `calibration` is at least 1, for thresholds.", "Use a preset.")
 
 
 def choose(works: Works, settings: Sizes, seed: int, mine: Sequence[int] = ()) -> list[Group]:

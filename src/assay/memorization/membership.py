@@ -240,18 +240,18 @@ def measure(
     first = np.arange(len(asked)) < len(groups[0].works)  # calibration works
     for name, of in (("clid", "loss"), ("another.clid", "another.loss")):
         scores[name] = clid.combined(scores[name], scores[of], first, settings.alpha)
-    alike = likeness(works.take(asked), captions)
+    pixels = works.take(asked).pixels(SIZE)
+    alike, same = likeness(pixels, captions), clusters(thumbnails(pixels))
     if first.sum() >= quantile.LEAST:
         options = {"seed": seed, "level": settings.quantile, "bags": settings.bags}
         scores["quantile"] = quantile.margins(-np.log(TINY - scores["secmi"]), quantile.components(alike), first, **options)
-    same = clusters(thumbnails(works.take(asked).pixels(SIZE)))
     return Evidence(groups, asked, scores, blind(alike, groups, same, seed), same)
 
 
-def likeness(works: Works, captions: list[str]) -> np.ndarray:
-    """Return how alike works are in pixels and words, with no model asked: a kernel, float64, (n, n)."""
-    pixels = torch.from_numpy(works.pixels(SIZE)).permute(0, 3, 1, 2) / 255
-    return (kernel(fixed_features(pixels)) + kernel(words(captions))) / 2
+def likeness(pixels: np.ndarray, captions: list[str]) -> np.ndarray:
+    """Return how alike works are in pixels, uint8 (n, s, s, 3), and words, with no model asked: a kernel, float64, (n, n)."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    return (kernel(fixed_features(images)) + kernel(words(captions))) / 2
 
 
 def blind(alike: np.ndarray, groups: list[Group], same: np.ndarray, seed: int) -> Blind | None:

@@ -31,7 +31,7 @@ from assay.evaluation.thresholds import threshold_at
 from assay.judge import JudgeLike
 from assay.memorization import extraction, membership
 from assay.memorization.dataset_inference import LEAST, infer
-from assay.memorization.groups import Audit, Group, choose, completed
+from assay.memorization.groups import Audit, Group, check_sizes, choose, completed
 from assay.memorization.looks import SIZE, compare, looks
 from assay.memorization.testimony import decide
 from assay.memorization.verdicts import trained
@@ -105,10 +105,9 @@ def check(settings: Settings) -> None:
         Misconfigured: one is.
     """
     extraction.check(_drawn(settings))
-    if settings.agreement not in (2, 3) or min(settings.divisions, settings.calibration) < 1 or min(settings.members, settings.holdout) < 0:
-        raise Misconfigured(
-            "`agreement` is 2 or 3, `divisions` and `calibration` at least 1, and `members` and `holdout` not negative.", "Use a preset."
-        )
+    check_sizes(settings)
+    if settings.agreement not in (2, 3) or settings.divisions < 1:
+        raise Misconfigured("`agreement` is 2 or 3, and `divisions` at least 1.", "Use a preset.")
 
 
 def _drawn(settings: Settings) -> extraction.Settings:

@@ -31,7 +31,7 @@ from assay.denoiser import to_pictures
 from assay.errors import Misconfigured
 from assay.evaluation.features import resized
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, Sampler, choose, completed, state
+from assay.memorization.groups import Audit, Sampler, check_sizes, choose, completed, state
 from assay.memorization.looks import SIZE, compare, looks, strip
 from assay.memorization.testimony import witness
 from assay.noise import derive
@@ -82,11 +82,9 @@ def check(settings: Settings) -> None:
     if min(settings.images, settings.steps, settings.batch) < 1 or settings.agreement not in (2, 3):
         # One measure alone would flag at more than the rate: its thresholds come from the works that it is then counted on.
         raise Misconfigured("`images`, `steps` and `batch` must be at least 1, and `agreement` 2 or 3.", "Use a preset.")
-    if min(settings.members, settings.holdout, settings.matches) < 0 or settings.calibration < 1 or not math.isfinite(settings.guidance):
-        raise Misconfigured(
-            "`members`, `holdout` and `matches` cannot be negative, `calibration` is at least 1, for thresholds, and `guidance` is finite.",
-            "Use a preset.",
-        )
+    check_sizes(settings)
+    if settings.matches < 0 or not math.isfinite(settings.guidance):
+        raise Misconfigured("`matches` cannot be negative, and `guidance` is finite.", "Use a preset.")
     if not 0 < settings.false_positive_rate < 1:
         raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.05.")
 

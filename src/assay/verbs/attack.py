@@ -273,7 +273,8 @@ def judged_seed(seed: int, row: Prompt, attempt: int) -> int:
 
 def judged_seeds(seed: int, rows: Sequence[Prompt], found: Attack) -> list[int]:
     """Return the seeds of judged images as attempts lie."""
-    return [judged_seed(seed, row, attempt) for row in rows for attempt in numbered(rows, found)]
+    attempts = numbered(rows, found)
+    return [judged_seed(seed, row, attempt) for row in rows for attempt in attempts]
 
 
 def numbered(rows: Sequence[Prompt], found: Attack) -> range:

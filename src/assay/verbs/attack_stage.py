@@ -138,7 +138,8 @@ def _fight(job: MainJob, name: str, target: Target, rows: Sequence[Prompt], befo
     start, passes = time.monotonic(), denoiser.passes
     found = search(module, settings, denoiser, target, session, folder, session.seed, job.plan.budget)
     told = repeated(rows, found)
-    seeds = [replace(row, number=attempt).image_seed(session.seed) for row in rows for attempt in numbered(rows, found)]
+    attempts = numbered(rows, found)
+    seeds = [replace(row, number=attempt).image_seed(session.seed) for row in rows for attempt in attempts]
     images = kept(folder / "after.safetensors", partial(drawn, denoiser, found, target, seeds, session))
     shown = [*before, attacked.signs(job.judge, images, told, target.concept)]
     return Fought(name, found, images, shown, time.monotonic() - start, denoiser.passes - passes)

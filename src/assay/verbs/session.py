@@ -112,13 +112,7 @@ class Session:
         return Patched(self.denoiser, self.stack)
 
     def plan(self, **settings: Any) -> dict[str, Any]:
-        """Return all that the result depends on.
-
-        Raises:
-            Misconfigured: the scale of guidance is not finite.
-        """
-        if not math.isfinite(settings.get("guidance", 1.0)):
-            raise Misconfigured(f"A scale of guidance is a finite number; got {settings['guidance']}.", "The built-in model's is 4.")
+        """Return all that the result depends on."""
         stack = [[patch.digest, scale] for patch, scale in self.stack]
         given = self.denoiser  # which may have patches or rules on that the caller put there
         model = standing(given) if given.replaced or given.rules else given.digest

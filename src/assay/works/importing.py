@@ -106,7 +106,7 @@ def import_works(
 
 
 def judged(candidate: Candidate, license: str | None, creator: str | None, size: int | None, max_side: int, titled: bool = False) -> dict[str, Any]:
-    """Read, decode and normalise one work; calibration and holdout are not shown in training unless the source gives `copies`.
+    """Read, decode and normalise one work; calibration and holdout have no `copies` unless the source gives them, and are never shown in training.
 
     Raises:
         BadInput: the work must be quarantined; the message is the reason.
