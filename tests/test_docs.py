@@ -1,6 +1,7 @@
 """Documents that cannot rot: the README's commands parse, the map names every room, the table of methods is what probing finds."""
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -80,8 +81,10 @@ def test_every_command_has_a_python_twin():
 
 @pytest.mark.long
 def test_the_table_of_methods_is_what_probing_finds():
-    """`methods.json` equals a fresh probe of every method on every tiny pipeline."""
-    assert methods() == json.loads(json.dumps(probe.table()))
+    """`methods.json` equals a fresh probe of every audit; that it says where erasers and attacks work is looked up where their contracts run them."""
+    fresh = json.loads(json.dumps(probe.table(["memorization"])))
+    stored = [row if row["subject"] == "memorization" else {name: row[name] for name in row if name != "works_on"} for row in methods()]
+    assert stored == fresh
 
 
 def test_every_setting_has_a_docstring():
@@ -94,8 +97,10 @@ def test_every_setting_has_a_docstring():
 
 def test_the_tree_stays_small():
     """Everything tracked under 60 MB, no file above 15 MB."""
-    ignored = {".git", ".venv", "build", "dist", "assay-out", "out"}
-    tracked = [path for path in ROOT.rglob("*") if path.is_file() and not ignored & set(path.relative_to(ROOT).parts)]
-    sizes = {path: path.stat().st_size for path in tracked if "__pycache__" not in path.parts}
-    assert max(sizes.values()) < 15_000_000
-    assert sum(sizes.values()) < 60_000_000
+    ignored = {".git", ".venv", "build", "dist", "assay-out", "out", "__pycache__"}
+    sizes = []
+    for folder, inside, names in os.walk(ROOT):
+        inside[:] = set(inside) - ignored
+        sizes += [(Path(folder) / name).stat().st_size for name in names]
+    assert max(sizes) < 15_000_000
+    assert sum(sizes) < 60_000_000

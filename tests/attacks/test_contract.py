@@ -14,6 +14,7 @@ from assay.errors import Misconfigured
 from assay.settings import read, resolve
 from assay.testing import KINDS, tiny_target
 from assay.verbs import attack as verbs
+from assay.verbs.methods import table
 
 METHODS = {
     "random_prompts": {"tokens": 2, "attempts": 2},
@@ -84,6 +85,8 @@ def test_is_deterministic_and_leaves_the_model(grounds, kind, method):
     drawn = whole.sample(denoiser, list(range(len(whole.prompts))), target)
     assert bool(drawn.isfinite().all())
     assert digests(denoiser) == before
+    row = next(row for row in table("attacks") if row["module"] == module.__name__)
+    assert row["works_on"][kind] == "yes"  # what `methods.json` says
     if kind != "sd-epsilon":
         return
     rows = slice(whole.attempts, None) if module.EACH else slice(None)

@@ -14,6 +14,7 @@ from assay.errors import Misconfigured, Mismatch
 from assay.noise import generator
 from assay.patched import Patched
 from assay.testing import KINDS, tiny
+from assay.training import finetune
 from assay.training.finetune import Student
 
 pytestmark = pytest.mark.portable
@@ -225,12 +226,13 @@ def test_of_several_works_each_has_anchors_and_references_of_its_own(denoiser, m
     assert asked[1] == ["red cat, noto style"] * ca.REFERENCES + ["a dog"] * ca.REFERENCES
 
 
-def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
-    chosen = quick(steps=30)
+def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "EVERY", 2)
+    chosen = quick(steps=5)
     whole = ca.erase(denoiser, CAT, chosen, folder=tmp_path / "whole")
 
     def stop(done, total, figures):
-        if done == 28:
+        if done == 1 + 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -239,8 +241,8 @@ def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
         ca.erase(denoiser, Concept("sun", anchor="dog"), chosen, folder=tmp_path / "part")
     before, steps = denoiser.passes, []
     resumed = ca.erase(denoiser, CAT, chosen, folder=tmp_path / "part", progress=lambda done, *_: steps.append(done))
-    assert steps == [1, 27, 28, 29, 30, 31]  # the images are read, and the steps go on from the 25th
-    assert denoiser.passes - before == 5 * 2 * 2
+    assert steps == [1, 4, 5, 6]  # the images are read, and the steps go on from the second
+    assert denoiser.passes - before == 3 * 2 * 2
     assert resumed.digest == whole.digest
     assert not list(tmp_path.glob("*/*.safetensors"))
 

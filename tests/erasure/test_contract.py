@@ -15,6 +15,7 @@ from assay.patched import Patched
 from assay.settings import read, resolve
 from assay.testing import KINDS, tiny
 from assay.verbs import erase as verbs
+from assay.verbs.methods import table
 
 CONCEPT = Concept("twemoji", "style", "noto", preserve=("fluent",), subjects=("cat",))
 METHODS = {
@@ -60,8 +61,13 @@ MADE_FOR = ("erase twemoji", "debias twemoji", "balance twemoji style, noto styl
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def denoiser(request):
-    return tiny(request.param)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def denoiser(kind):
+    return tiny(kind)
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -102,6 +108,12 @@ def test_is_deterministic_and_declares_what_it_does(denoiser, method, made):
     assert patch.manifest.made_for in MADE_FOR
     assert patch.manifest.base == {name: before[name] for name in patch.names}
     assert patch.rules or any(patch.change(name).abs().max() > 0 for name in patch.names)
+
+
+def test_the_table_of_methods_says_that_it_works(kind, method, made):
+    row = next(row for row in table("erasure") if row["module"] == method[0].__name__)
+    assert made[0].names or made[0].rules
+    assert row["works_on"][kind] == "yes"
 
 
 def test_does_the_same_after_saving_and_comes_off(denoiser, made, tmp_path):

@@ -11,6 +11,7 @@ from assay.errors import Misconfigured, Mismatch, Unsupported
 from assay.noise import derive, generator
 from assay.patched import Patched
 from assay.testing import tiny
+from assay.training import finetune
 
 CAT = Concept("cat", anchor="dog")
 QUICK: dict[str, Any] = {"steps": 3, "batch": 2, "ddim_steps": 4, "learning_rate": 1e-3}
@@ -141,12 +142,13 @@ def test_trains_the_group_alone(denoiser, group, names):
     assert any(tensor.abs().max() > 0 for tensor in patch.tensors.values())
 
 
-def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
-    settings = esd.Settings(steps=30, batch=1, ddim_steps=2, learning_rate=1e-3, resample=2)
+def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "EVERY", 3)
+    settings = esd.Settings(steps=7, batch=1, ddim_steps=2, learning_rate=1e-3, resample=2)
     whole = esd.erase(denoiser, CAT, settings, folder=tmp_path / "whole")
 
     def stop(done, total, figures):
-        if done == 28:
+        if done == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -156,7 +158,7 @@ def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
         esd.erase(denoiser, Concept("dog"), settings, folder=tmp_path / "part")
     steps = []
     resumed = esd.erase(denoiser, CAT, settings, folder=tmp_path / "part", progress=lambda done, *_: steps.append(done))
-    assert steps == [27, 28, 29, 30]  # from the first step past 25 at which new x_t are due
+    assert steps == [5, 6, 7]  # from the first step past the third at which new x_t are due
     assert resumed.digest == whole.digest
     assert not list(tmp_path.glob("*/checkpoint*"))
 

@@ -14,6 +14,7 @@ from assay.errors import Misconfigured
 from assay.noise import generator
 from assay.patched import Patched
 from assay.testing import KINDS, tiny
+from assay.training import finetune
 from assay.training.finetune import TRAINED
 
 pytestmark = pytest.mark.portable
@@ -127,12 +128,13 @@ def test_takes_the_passes_it_says(denoiser, changes):
     assert set(patch.names) == set(denoiser.group(TRAINED[quick(**changes).group]))
 
 
-def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
-    chosen = quick(steps=28, inversion_steps=5, group="cross-attention")
+def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "EVERY", 2)
+    chosen = quick(steps=5, inversion_steps=5, group="cross-attention")
     whole = fmn.erase(denoiser, CAT, chosen, folder=tmp_path / "whole")
 
     def stop(done, total, figures):
-        if done == 1 + 5 + 27:
+        if done == 1 + 5 + 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from assay.errors import Misconfigured
 from assay.noise import generator
 from assay.patched import Patched
 from assay.testing import tiny
+from assay.training import finetune
 from assay.training.finetune import TRAINED, Noised, Student
 
 pytestmark = pytest.mark.portable
@@ -114,12 +115,13 @@ def test_the_concept_is_predicted_as_its_anchor(denoiser):
         assert (look("cat") - look("dog")).norm() < 0.6 * (cat - dog).norm()
 
 
-def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path):
-    chosen = quick(steps=28, group="cross-attention")
+def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "EVERY", 2)
+    chosen = quick(steps=4, group="cross-attention")
     whole = salun.erase(denoiser, CAT, chosen, folder=tmp_path / "whole")
 
     def stop(done, total, figures):
-        if done == 2 + 1 + 27:
+        if done == 2 + 1 + 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

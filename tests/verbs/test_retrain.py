@@ -1,10 +1,8 @@
 """On a tiny pipeline whose UNet the recipe makes, and 50 works made in code (40 members, 55 exposures, `tests` count them by hand)."""
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -20,6 +18,7 @@ from assay.patched import Patched
 from assay.record import Record
 from assay.testing import tiny_works
 from assay.testing.pipelines import WIDTH, tiny_pipeline
+from assay.training import loop
 from assay.training.loop import Schedule
 from assay.training.recipe import Recipe
 from assay.training.unet import UNetSettings, build
@@ -206,17 +205,25 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(world, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.long
-def test_the_command_goes_on_after_kill_9(world, tmp_path):
-    """Killed at a checkpoint; what follows ends with the bytes of a training that nobody killed."""
-    words = ["retrain", str(world / "model"), "--works", str(world / "works.parquet"), "--drop", "style=solid", "--steps", "201", "--quiet", "--out"]
+def command(words, every):
+    """Give a command in a process of its own, with checkpoints at every so many steps."""
+    loop.EVERY = every
+    main(words)
+
+
+def test_the_command_goes_on_after_kill_9(world, tmp_path, monkeypatch):
+    """Killed after a checkpoint; what follows ends with the bytes of a training that nobody killed."""
+    words = ["retrain", str(world / "model"), "--works", str(world / "works.parquet"), "--drop", "style=solid", "--steps", "101", "--quiet", "--out"]
     checkpoint = tmp_path / "killed" / "training" / "checkpoint.safetensors"
-    process = subprocess.Popen([sys.executable, "-m", "assay", *words, str(tmp_path / "killed")], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    process = multiprocessing.get_context("forkserver").Process(target=command, args=([*words, str(tmp_path / "killed")], 3))
+    process.start()
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not checkpoint.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert checkpoint.exists()
     assert not (tmp_path / "killed" / "record.json").exists()
     for name in ("killed", "whole"):

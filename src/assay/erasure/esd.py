@@ -126,7 +126,7 @@ def erase(
         concept=concept,
         seed=seed,
         strength=settings.strength,
-        every=-(-25 // settings.resample) * settings.resample,  # where new x_t are due, so that none need be kept
+        resample=settings.resample,
         folder=folder,
         progress=progress,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +24,8 @@ SUBJECTS = {"erasure": ("erase", "patch"), "attacks": ("attack", "record"), "mem
 """Method folder -> its verb, and what its methods return."""
 
 
-def table() -> list[dict[str, Any]]:
-    """Probe every method of every subject and return the rows of `methods.json`."""
+def table(probed: Collection[str] = tuple(SUBJECTS)) -> list[dict[str, Any]]:
+    """Return the rows of `methods.json`, of the subjects in `probed` with what probing each method finds."""
     rows = []
     for subject, (verb, returns) in SUBJECTS.items():
         folder = Path(str(files("assay"))) / subject
@@ -34,9 +34,11 @@ def table() -> list[dict[str, Any]]:
             source = method_settings.read(module)
             if not source.fields:
                 continue
-            works_on = {kind: _probe(subject, module, kind) for kind in KINDS}
             row = {"subject": subject, "verb": verb, "name": name, "module": module, "returns": returns, "summary": source.summary}
-            rows.append(row | {"presets": sorted(source.presets), "works_on": works_on})
+            row["presets"] = sorted(source.presets)
+            if subject in probed:
+                row["works_on"] = {kind: _probe(subject, module, kind) for kind in KINDS}
+            rows.append(row)
     return rows
 
 

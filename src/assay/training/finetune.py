@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
+EVERY = 25
+"""Steps between the checkpoints of a fine-tune."""
 TRAINED = {"cross-attention": "cross_attention", "full": "unet"}
 """What `group` says in methods that train cross-attention or the whole UNet -> weight group."""
 
@@ -132,7 +134,7 @@ def finetune(
     concept: Concept,
     seed: int,
     strength: float = 1.0,
-    every: int = 25,
+    resample: int = 1,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Patch:
@@ -147,7 +149,7 @@ def finetune(
         concept: what it is about.
         seed: of every draw.
         strength: factor of the whole change.
-        every: steps between checkpoints.
+        resample: every so many steps something new is sampled; checkpoints are written where that is due, so that nothing sampled need be kept.
         folder: keeps the checkpoint; it and the latents of `own_latents` are removed at the end.
         progress: called after every step.
 
@@ -160,7 +162,7 @@ def finetune(
     base = student.base()
     belongs = "" if folder is None else digest_of([method, asdict(settings), asdict(concept), seed, base, standing(student.denoiser)])
     run = Run(student.masters, loss, plan, seed=seed, folder=folder, plan=belongs)
-    run.run(every=every, progress=progress)
+    run.run(every=-(-EVERY // resample) * resample, progress=progress)
     if not (all(map(math.isfinite, run.losses)) and all(bool(master.isfinite().all()) for master in student.masters.values())):
         raise Misconfigured("The training diverged: the loss is not finite.", "Lower `learning_rate`.")
     if folder is not None:

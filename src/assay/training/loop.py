@@ -22,6 +22,8 @@ from assay.noise import generator
 
 Progress = Callable[[int, int, dict[str, float]], None]
 Loss = Callable[[int, torch.Generator], torch.Tensor]
+EVERY = 200
+"""Steps between checkpoints where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,9 @@ class Run:
         if folder is not None and (folder / "checkpoint.safetensors").exists():
             self._load(folder / "checkpoint.safetensors")
 
-    def run(self, until: int | None = None, *, every: int = 200, progress: Progress | None = None) -> list[float]:
-        """Train up to step `until` (all, if None), checkpointing every `every` steps, and return the losses of all steps so far."""
+    def run(self, until: int | None = None, *, every: int | None = None, progress: Progress | None = None) -> list[float]:
+        """Train up to step `until` (all, if None), checkpointing every `every` steps (`EVERY`, if None), and return all losses so far."""
+        every = every or EVERY
         until = self.schedule.steps if until is None else min(until, self.schedule.steps)
         tensors = list(self.parameters.values())
         self.optimizer.zero_grad()  # of a step that was broken off
