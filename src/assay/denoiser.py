@@ -76,12 +76,12 @@ class Denoiser:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.pipeline.unet.device
+        return next(self.unet.parameters()).device  # what diffusers says it looks up in every module, at every pass
 
     @property
     def dtype(self) -> torch.dtype:
         """What the weights are."""
-        return self.pipeline.unet.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

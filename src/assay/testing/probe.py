@@ -34,7 +34,7 @@ def table(probed: Collection[str] = tuple(SUBJECTS)) -> list[dict[str, Any]]:
             source = method_settings.read(module)
             if not source.fields:
                 continue
-            row = {"subject": subject, "verb": verb, "name": name, "module": module, "returns": returns, "summary": source.summary}
+            row: dict[str, Any] = {"subject": subject, "verb": verb, "name": name, "module": module, "returns": returns, "summary": source.summary}
             row["presets"] = sorted(source.presets)
             if subject in probed:
                 row["works_on"] = {kind: _probe(subject, module, kind) for kind in KINDS}
