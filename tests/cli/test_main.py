@@ -16,6 +16,7 @@ from PIL import Image
 from assay.cli.main import cli, main
 from assay.noise import derive
 from assay.testing import save_tiny, tiny_works
+from assay.works import Works
 
 SCHEMA = json.loads((files("assay.cli") / "schema.json").read_text())
 
@@ -228,6 +229,9 @@ def test_works_and_patch_commands_keep_to_their_folder(world, tmp_path, capsys):
     take_in[-1] = tmp_path / "licensed"
     call(capsys, *take_in, "--license", "MIT")
     assert "complete already" in call(capsys, *take_in, "--license", "MIT").err
+    (tmp_path / "licensed/record.json").unlink()  # as if killed between the works and the record
+    call(capsys, *take_in, "--license", "MIT")
+    assert len(Works.read(tmp_path / "licensed")) == 1
     (tmp_path / "art/a.txt").write_text("a red square, again")
     assert "changed" in call(capsys, *take_in, "--license", "MIT", code=2).err
     call(capsys, "methods", "--out", tmp_path / "methods")

@@ -21,6 +21,7 @@ from assay.record import Curve, Dossier, Metric, Record, Table
 from assay.reports import render
 from assay.reports.pictures import save_picture
 from assay.reports.render import prose, write_report
+from assay.reports.signing import sign, verify_own
 from assay.reports.summarize import rerun, single, summarize
 
 VOID = {"meta", "img", "br", "link", "hr", "input", "circle", "line", "path", "use"}
@@ -246,6 +247,22 @@ def test_the_same_records_give_the_same_page(tmp_path):
     first, second = (write_report(build(tmp_path / name)).read_bytes() for name in ("a", "b"))
     assert first == second
     assert len(first) < 1_000_000
+
+
+def test_a_signed_page_is_not_replaced_by_another(tmp_path):
+    """What was signed is written again to the same bytes; where the records or this version say otherwise, nothing is written."""
+    folder, key = build(tmp_path / "signed"), tmp_path / "key.pem"
+    page = write_report(folder)
+    sign(folder, key)
+    before = page.read_bytes()
+    page.unlink()
+    assert write_report(folder).read_bytes() == before
+    assert verify_own(folder, key)
+    dossier = Dossier.load(folder)
+    dossier.model_copy(update={"title": "Another title"}).save(folder)
+    with pytest.raises(Mismatch, match="is signed, with another report"):
+        write_report(folder)
+    assert page.read_bytes() == before
 
 
 def test_the_command_asks_the_same_question():

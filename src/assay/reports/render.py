@@ -18,6 +18,7 @@ from PIL import Image
 from assay.errors import BadInput, Mismatch, Missing
 from assay.record import Curve, Dossier, Record, write_atomically
 from assay.reports.figures import draw
+from assay.reports.signing import signed_as
 from assay.reports.summarize import single, summarize
 from assay.works.images import decode, encode
 
@@ -49,8 +50,21 @@ def write_report(folder: str | Path) -> Path:
     Args:
         folder: holds the dossier; an incomplete one gives a report that says what is still to come. A record or a picture that is missing,
             lies elsewhere, or is not the one that was listed, is an error: the page would be false witness.
+
+    Raises:
+        Mismatch: the folder is signed, and this would be another page than the one that was signed.
     """
-    folder = Path(folder)
+    path, page = Path(folder) / REPORT, _page(Path(folder))
+    if signed_as(folder, REPORT) not in (None, hashlib.sha256(page).hexdigest()):
+        raise Mismatch(
+            f"{folder} is signed, with another {REPORT} than this version of assay would write.",
+            "Read the one that is there, or copy the folder without manifest.json and manifest.sig and write it in the copy.",
+        )
+    write_atomically(path, page)
+    return path
+
+
+def _page(folder: Path) -> bytes:
     dossier, records = _read(folder)
     report = summarize(dossier, records)
     room = EMBEDDED
@@ -61,9 +75,7 @@ def write_report(folder: str | Path) -> Path:
         drawn = Curve.model_validate({key: value for key, value in curve.items() if key != "points"})
         curve["svg"] = Markup(_drawn(drawn.model_dump_json(), f"figure-{place}"))
     report["linked"] = sum(picture["linked"] for picture, _ in _pictures(report))
-    path = folder / REPORT
-    write_atomically(path, TEMPLATES.get_template("report.html").render(report=report, quote=quote).encode())
-    return path
+    return TEMPLATES.get_template("report.html").render(report=report, quote=quote).encode()
 
 
 def _read(folder: Path) -> tuple[Dossier, list[Record]]:

@@ -88,6 +88,16 @@ def verify_own(folder: str | Path, key_path: str | Path | None = None) -> list[s
     return _verify(Path(folder), _private_key(Path(key_path) if key_path else default_key()).public_key())
 
 
+def signed_as(folder: str | Path, name: str) -> str | None:
+    """Return the digest that a folder's manifest gives a file; None where the folder is not signed, or the file is none of those that were.
+
+    Raises:
+        BadInput: the manifest is none.
+    """
+    path = Path(folder) / MANIFEST
+    return _listed(path.read_bytes()).get(name, {}).get("sha256") if path.is_file() else None
+
+
 def public_key_path(key_path: str | Path | None = None) -> Path:
     """Return where the public half of a private key is kept, beside it, to be given to whoever verifies."""
     return (Path(key_path) if key_path else default_key()).with_suffix(".pub.pem")

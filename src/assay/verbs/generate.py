@@ -175,7 +175,7 @@ def generate(
         given={"images": images, "steps": steps, "guidance": guidance, "prompts": len(rows)},
         resolved=given | {"prompts": len(rows), "scheduler": "DDIM"},
         metrics=[count("images", len(jobs))],
-        findings=[f"{len(jobs)} images of {len(rows)} prompts are in {folder.path / 'images'}."],
+        findings=[f"{len(jobs)} images of {len(rows)} prompts are in `images`."],
     )
     record.save(folder.path)
     return session.outcome(record)

@@ -63,7 +63,7 @@ def _save(command: str, patch: Patch, out: str | Path | None, again: Sequence[st
             question=question,
             digests={"patch": patch.digest} | {f"parent:{index}": digest for index, digest in enumerate(patch.manifest.parents)},
             metrics=[count("patch.tensors", len(patch.names))],
-            findings=[f"{made}: {patch.manifest.made_for}."],
+            findings=[f"`{made.name}`: {patch.manifest.made_for}."],
         )
 
     return _write(command, {"patch": patch.digest}, out, again, write, about)
@@ -117,7 +117,7 @@ def patch_fuse(
             command="patch fuse",
             question="What is the model with these patches on?",
             digests={"model": denoiser.digest} | {f"patch:{place}": patch.digest for place, (patch, _) in enumerate(pairs, 1)},
-            findings=[f"{made} is a plain diffusers folder with {len(pairs)} patches in its weights{', forced' if force else ''}."],
+            findings=[f"`{made.name}` is a plain diffusers folder with {len(pairs)} patches in its weights{', forced' if force else ''}."],
         )
 
     def made(folder: Path) -> Path:
@@ -139,7 +139,7 @@ def patch_export_lora(paths: str | Path, *, out: str | Path | None = None) -> Ou
             command="patch export-lora",
             question="What is this patch as a LoRA?",
             digests={"patch": patch.digest},
-            findings=[f"{made} loads with `load_lora_weights`."],
+            findings=[f"`{made.name}` loads with `load_lora_weights`."],
         )
 
     return _write("patch export-lora", {"patch": patch.digest}, out, [str(paths)], lambda folder: export_lora(patch, folder), about)

@@ -24,6 +24,7 @@ def report(folder: str | Path, *, verify: bool = False, key: str | Path | None =
     Raises:
         Missing: there is no such folder.
         Misconfigured: `verify` without a key.
+        Mismatch: the folder is signed, and another page would be written; or, with `verify`, it is not as it was signed.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -54,6 +54,8 @@ def works_import(
             raise Mismatch(f"{source} has changed since it was imported into {out}.", "Choose another folder with `--out`, or remove this one.")
         display.say(f"{out} is complete already")
         return _imported(out, record)
+    for left in out.glob("works-*.parquet"):  # of this import, killed before it was told of
+        left.unlink()
     try:
         report = read_in(source, out, **given, progress=lambda done, total: display("importing", done, max(done, total)))
     except BaseException:
