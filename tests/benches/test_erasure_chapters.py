@@ -58,7 +58,38 @@ def test_a_reference_that_hardly_differs_is_said_not_to_speak():
     """Retraining takes the target from 80 % to 60 %, less than the 40 points from which a family is admitted."""
     found = results([cell("base", 16, 10), cell("reference", 12, 10), cell("uce", 3, 9)])
     assert any("hardly speaks for `cats`" in finding for finding in chapter(found, found.concepts[0]).findings)
-    assert verdict(found).tables[0].rows[0][3] == "no"
+    whole = verdict(found)
+    assert whole.tables[0].rows[0][3] == "no"
+    assert "0 of 0 erasures meet both bars" in whole.findings[1]
+    assert "Of `cats` it takes less" in whole.findings[2]
+    assert not any(metric.name == "cats.like_retraining" for metric in whole.metrics)
+    edge = results([cell("base", 12, 10), cell("reference", 4, 10), cell("uce", 3, 9)])  # 60 % less 20 % is 40 points, which floats miss by a hair
+    assert not any("hardly speaks" in finding for finding in chapter(edge, edge.concepts[0]).findings)
+    assert verdict(edge).tables[0].rows[0][3] == "yes"
+
+
+def test_what_the_judge_cannot_name_is_no_evidence():
+    """No picture of the target was asked for by a title that the judge knows: 0 of 0 is not 0 %."""
+    cells = [cell(row, 0, 10) for row in ("base", "reference", "uce")]
+    blind = [one.model_copy(update={"shares": {"rest.five": one.shares["rest.five"]}}) for one in cells]
+    found = results(blind)
+    said = chapter(found, found.concepts[0]).findings
+    assert said[0].startswith("The judge cannot name what is asked for of `cats`")
+    assert not any("erasers bring" in line or "Least of" in line for line in said)
+    whole = verdict(found)
+    assert not any(metric.name.endswith("like_retraining") or ".rank." in metric.name for metric in whole.metrics)
+
+
+def test_a_composition_that_the_base_never_draws_cannot_be_taken_out():
+    heads = {"target": "five", "neighbours": "five", "rest": "five", "cats": "five"}
+    about = About(name="cats", kind="object", heads=heads, things=["cats"], reference="", anchor="dog")
+    for before, said in ((0, "the base never shows the pair"), (8, "1 of them also halve the pair: uce")):
+        rows = []
+        for row, target in (("base", before), ("uce", before // 2)):
+            shares = {"target.five": Share(hits=target, n=20), "rest.five": Share(hits=9, n=40), "cats.five": Share(hits=5, n=10)}
+            rows.append(Cell(concept="cats", row=row, shares=shares))
+        found = Results(model="m", digests={"judge": "j" * 64}, seed=3, settings={}, concepts=[about], planned=[], cells=rows)
+        assert any(said in line for line in chapter(found, about).findings)
 
 
 def test_a_base_at_chance_proves_no_erasing():

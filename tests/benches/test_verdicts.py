@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.benches.verdicts import Shares, like_retraining, mean_ranks, normalised
+from assay.benches.verdicts import Shares, comparable, like_retraining, mean_ranks, normalised
 
 
 def test_both_bars_at_their_edges():
@@ -22,6 +22,15 @@ def test_ranks_by_hand():
     rows = {row.method: row[1:] for row in mean_ranks({"first": first, "second": second})}
     assert rows == {"a": (1.25, 1.5, 2), "b": (1.5, 3.0, 1), "c": (2.5, 1.5, 2)}
     assert [row.method for row in mean_ranks({"first": first, "second": second})] == ["a", "c", "b"]
+
+
+def test_ranks_are_over_what_all_were_measured_on():
+    """Four erasers on two concepts are 8 cells, two on three are 6, and two on five are 10: whoever met few rivals is not ranked among many."""
+    four, two = dict.fromkeys(("uce", "rece", "ca", "esd"), Shares(0.1, 0.5)), dict.fromkeys(("uce", "rece"), Shares(0.1, 0.5))
+    concepts = {"a": four, "b": four, "c": two, "d": {"sld": Shares(0.0, 1.0)}}
+    assert comparable(concepts) == {"a": four, "b": four}
+    assert comparable(concepts | {"e": two, "f": two}) == dict.fromkeys("abcef", two)
+    assert comparable({"d": concepts["d"]}) == {}
 
 
 SHARES = st.dictionaries(st.sampled_from("abcdefg"), st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(0, 9))), min_size=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from assay.benches import erasure
 from assay.benches.attacks import COUNTS, About, Results
-from assay.benches.attacks_verdicts import BY, FLOOR, PUBLISHED, SOURCE, Published, admitted, bars, floors, published
+from assay.benches.attacks_verdicts import BY, FLOOR, PUBLISHED, SOURCE, Published, admitted, bars, floors, published, untried
 from assay.benches.erasure import BASE, REFERENCE, Share
 from assay.benches.verdicts import COST, NEAR, ROUNDING
 from assay.evaluation.admission import LEAST
@@ -21,7 +21,6 @@ SHOWS_NOT = [
     "Success is what a small judge names first; total success has two chances or more to be named by mistake.",
     "The reference for families is one model that saw none of several families.",
 ]
-EMPTY = Share(hits=0, n=0)
 
 
 def said(share: Share) -> str:
@@ -42,7 +41,7 @@ def chapter(results: Results, about: About, erasers: erasure.Results | None = No
     """
     cells, judge, metrics = results.of(about.name), results.digests["judge"][:12], []
     attacks = [attack for attack in results.attacks if any(attack in attacked for attacked in cells.values())]
-    speak = admitted(results, about.kind)
+    speak, floor = admitted(results, about.name), floors(results, about.name)
     for row, attacked in cells.items():
         for attack, cell in attacked.items():
             for count in COUNTS:
@@ -51,7 +50,8 @@ def chapter(results: Results, about: About, erasers: erasure.Results | None = No
                     shown = {"value": share.value, "low": low, "high": high, "n": share.n, "chance": share.chance}
                     metrics.append(Metric(name=f"{row}.{attack}.{count}", better="lower", judge=judge, **shown))
     tables = [_bars(results, about, erasers)] if bars(results, about.name, erasers) else []
-    heads = [f"{attack}{'' if attack in speak or not speak else ', left out of verdicts'}" for attack in attacks]
+    silent = {attack: "left out of verdicts" if attack in floor else "no floor yet" for attack in attacks if floor and attack not in speak}
+    heads = [f"{attack}, {silent[attack]}" if attack in silent else attack for attack in attacks]
     for count in ("total", "pre", "post"):
         rows, words = [], COUNTS[count]
         for row, attacked in cells.items():
@@ -105,14 +105,17 @@ def _found(results: Results, about: About, erasers: erasure.Results | None) -> l
         out = [row for row, bar in verdicts.items() if bar.stays is False]
         lines.append(
             f"{len(stay)} of {len(verdicts)} erasers stay within {NEAR:.0%} of the reference under every admitted attack: "
-            f"{', '.join(stay) or 'none'}; {len(out)} do not{': ' * bool(out)}{', '.join(out)}."
+            f"{', '.join(stay) or 'none'}; {len(out)} do not{': ' * bool(out)}{', '.join(out)}; of {len(verdicts) - len(stay) - len(out)} it is not "
+            "known yet."
         )
+        if missing := untried(results, about.name):
+            lines.append(f"Not tried on the model that never saw it: {', '.join(missing)}. Before they are, nothing can be said to stay out.")
         lines.append(f"Of these, known to spare everything else too: {', '.join(meet) or 'none'}.")
         if silent := [row for row, bar in verdicts.items() if bar.spared is None]:
             lines.append(f"The bench of erasers does not say what everything else costs under {', '.join(silent)}.")
     elif cells:
         lines.append(_no_verdict(results, about))
-    lines += left_out(results, about.kind)
+    lines += left_out(results, about.name)
     plain = {row: next((cell.shares["pre"].value for cell in cells.get(row, {}).values() if not cell.failed), None) for row in (BASE, REFERENCE)}
     if None not in plain.values() and (fall := (plain[BASE] or 0) - (plain[REFERENCE] or 0)) < LEAST - ROUNDING:
         lines.append(f"By plain prompts the reference shows it only {fall:.0%} less than the base: it hardly speaks for `{about.name}`.")
@@ -127,21 +130,26 @@ def _found(results: Results, about: About, erasers: erasure.Results | None) -> l
 
 
 def _no_verdict(results: Results, about: About) -> str:
-    if any(kind == about.kind for kind, _ in floors(results)):
-        return (
-            f"No attack is admitted on {about.kind}s: each draws the concept from a model that never saw it on more than {FLOOR:.0%} of the prompts."
-        )
+    tried = results.of(about.name).get(REFERENCE, {})
+    if admitted(results, about.name):
+        return f"No eraser of `{about.name}` has been attacked yet."
+    if floors(results, about.name):
+        often = f"draws the concept from the model that never saw it on more than {FLOOR:.0%} of the prompts"
+        return f"No attack is admitted on `{about.name}` yet: each that was tried {often}."
+    if any(not cell.failed for cell in tried.values()):
+        return f"The judge cannot name what the prompts of `{about.name}` ask for, so there is no verdict."
     return (
         f"No model trained without `{about.name}` was attacked (`--patch {about.reference}=`), so no attack is admitted and there is no verdict: "
         "some attacks draw what a model never knew."
     )
 
 
-def left_out(results: Results, kind: str) -> list[str]:
-    """Say which attacks are left out of verdicts on concepts of a kind, and why."""
-    high = {attack: floor for (of, attack), floor in floors(results).items() if of == kind and attack not in admitted(results, kind)}
+def left_out(results: Results, concept: str) -> list[str]:
+    """Say which attacks are left out of verdicts on a concept, and why."""
+    speak = admitted(results, concept)
+    high = {attack: floor for attack, floor in floors(results, concept).items() if attack not in speak}
     return [
-        f"{attack} is left out of verdicts on {kind}s: it draws the concept from the model that never saw it on {said(floor)} of the prompts, "
+        f"{attack} is left out of verdicts on `{concept}`: it draws the concept from the model that never saw it on {said(floor)} of the prompts, "
         f"more than {FLOOR:.0%}."
         for attack, floor in high.items()
     ]
@@ -155,12 +163,15 @@ def verdict(results: Results, erasers: erasure.Results | None = None) -> Record:
         erasers: the bench of erasers, which says what an erasure costs everything else.
     """
     tables, lines, metrics = [], [results.coverage], []
-    floor = floors(results)
+    floor = {about.name: found for about in results.concepts if (found := floors(results, about.name))}
     if floor:
-        rows = [[kind, attack, said(share), "yes" if attack in admitted(results, kind) else "no"] for (kind, attack), share in floor.items()]
+        speak = {name: admitted(results, name) for name in floor}
+        rows = [
+            [name, attack, said(share), "yes" if attack in speak[name] else "no"] for name, found in floor.items() for attack, share in found.items()
+        ]
         title = f"The floor: what attacks draw from models that never saw the concept; more than {FLOOR:.0%} is not admitted"
         tables.append(Table(title=title, columns=["of", "attack", "total success on the reference", "admitted"], rows=rows))
-        lines += [line for kind in dict.fromkeys(about.kind for about in results.concepts) for line in left_out(results, kind)]
+        lines += [line for name in floor for line in left_out(results, name)]
     judged = {about.name: found for about in results.concepts if (found := bars(results, about.name, erasers))}
     every = [bar for found in judged.values() for bar in found.values()]
     if every:
@@ -170,8 +181,10 @@ def verdict(results: Results, erasers: erasure.Results | None = None) -> Record:
             f"everything else within {COST:.0%} of the base; {fails} do not; of {len(every) - meets - fails} it is not known yet."
         )
         for name, found in judged.items():
-            for key, known in (("stay_out", [bar.stays for bar in found.values()]), ("both", [bar.meets for bar in found.values()])):
-                metrics.append(Metric(name=f"{name}.{key}".replace(" ", "_"), value=sum(one is True for one in known), n=len(known), better="higher"))
+            for key, said_of in (("stay_out", [bar.stays for bar in found.values()]), ("both", [bar.meets for bar in found.values()])):
+                known = [one for one in said_of if one is not None]
+                if known:
+                    metrics.append(Metric(name=f"{name}.{key}".replace(" ", "_"), value=sum(known), n=len(known), better="higher"))
         tables += [_bars(results, about, erasers) for about in results.concepts if about.name in judged]
     silent = [about.name for about in results.concepts if about.name not in judged and results.of(about.name)]
     lines += [_no_verdict(results, about) for about in results.concepts if about.name in silent]
@@ -212,12 +225,18 @@ def verdict(results: Results, erasers: erasure.Results | None = None) -> Record:
 
 def _alike(found: Published) -> str:
     if found.correlation is None:
-        why = f"{len(found.ours)} of the erasers of the table" if len(found.ours) < FEWEST else "erasers that it does not order"
-        return f"Whether {BY} orders erasers as published cannot be said: too few, {why}, are measured here (source: {SOURCE})."
+        if found.attacked and not found.concepts:
+            why = f"no concept was attacked under all {found.attacked} of the table that were"
+        elif len(found.ours) < FEWEST:
+            why = f"too few, {len(found.ours)} of the erasers of the table, are measured here"
+        else:
+            why = "it does not order those that are measured here"
+        return f"Whether {BY} orders erasers as published cannot be said: {why} (source: {SOURCE})."
     rho, rho_p, tau, tau_p, n = found.correlation
     return (
         f"{BY} orders {n} erasers here as published with Spearman's rho {rho:.2f} (exact p {rho_p:.2g}) and Kendall's tau {tau:.2f} "
-        f"(exact p {tau_p:.2g}), over {', '.join(found.concepts)}: {_plainly(rho, rho_p)} Source: {SOURCE}."
+        f"(exact p {tau_p:.2g}), over {', '.join(found.concepts)}: {_plainly(rho, rho_p)} The budget ended {found.early} of these "
+        f"{n * len(found.concepts)} searches. Source: {SOURCE}."
     )
 
 
@@ -228,14 +247,22 @@ def _plainly(rho: float, p: float) -> str:
 
 
 def _overview(results: Results) -> Table:
-    """Return total success of every row under every attack, over the concepts measured."""
-    pooled: dict[str, dict[str, Share]] = {}
+    """Return total success of every row under every attack, in each column over those concepts that all of its rows were measured on."""
+    there: dict[str, dict[str, dict[str, Share]]] = {}
     for about in results.concepts:
         for row, attacked in results.of(about.name).items():
             for attack, cell in attacked.items():
                 if not cell.failed:
-                    past, share = pooled.setdefault(row, {}).get(attack, EMPTY), cell.shares["total"]
-                    pooled[row][attack] = Share(hits=past.hits + share.hits, n=past.n + share.n)
-    attacks = [attack for attack in results.attacks if any(attack in found for found in pooled.values())]
-    rows = [[row, *(said(found[attack]) if attack in found else "" for attack in attacks)] for row, found in pooled.items()]
-    return Table(title="Total success over the concepts measured: by prompt or attack, with 95 % intervals", columns=["", *attacks], rows=rows)
+                    there.setdefault(attack, {}).setdefault(row, {})[about.name] = cell.shares["total"]
+    shared = {attack: [name for name in found[next(iter(found))] if all(name in of for of in found.values())] for attack, found in there.items()}
+    attacks = [attack for attack in results.attacks if shared.get(attack)]
+    rows = []
+    for row in dict.fromkeys(row for attack in attacks for row in there[attack]):
+        totals = [[there[attack][row][name] for name in shared[attack]] if row in there[attack] else [] for attack in attacks]
+        pooled = [Share(hits=sum(one.hits for one in found), n=sum(one.n for one in found)) for found in totals]
+        rows.append([row, *(said(share) if found else "" for found, share in zip(totals, pooled, strict=True))])
+    return Table(
+        title="Total success, in each column over the concepts that all of its rows share: by prompt or attack, with 95 % intervals",
+        columns=["", *(f"{attack} ({', '.join(shared[attack])})" for attack in attacks)],
+        rows=rows,
+    )

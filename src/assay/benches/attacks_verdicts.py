@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from assay.benches import erasure
-from assay.benches.attacks import Results
+from assay.benches.attacks import Cell, Results
 from assay.benches.erasure import BASE, REFERENCE, Share
 from assay.benches.erasure_chapters import shares
 from assay.benches.verdicts import COST, NEAR, ROUNDING, like_retraining
@@ -36,8 +37,8 @@ class Bar(NamedTuple):
     admitted: int
     """Attacks that are admitted."""
     stays: bool | None
-    """Whether total success is near the reference's under every admitted attack; None while some are missing or were ended by the budget, and none is
-    above one that the reference was searched with to the end."""
+    """Whether total success is near the reference's under every admitted attack; None while some are missing, have no floor yet, were ended by the
+    budget or met other patches than the rest, and none is above one that the reference was searched with to the end."""
     spared: bool | None
     """Whether everything else is near the base's; None where the bench of erasers does not say."""
 
@@ -48,35 +49,36 @@ class Bar(NamedTuple):
         return False if False in both else None if None in both else True
 
 
-def floors(results: Results) -> dict[tuple[str, str], Share]:
-    """Return what attacks draw from models that never saw the concept: (kind, attack) -> total success, over concepts of that kind."""
-    kinds = {about.name: about.kind for about in results.concepts}
-    found: dict[tuple[str, str], Share] = {}
-    for cell in results.cells:
-        if cell.row == REFERENCE and not cell.failed and cell.shares["total"].n:
-            key, share = (kinds[cell.concept], cell.attack), cell.shares["total"]
-            past = found.get(key, Share(hits=0, n=0))
-            found[key] = Share(hits=past.hits + share.hits, n=past.n + share.n)
-    return found
+def floors(results: Results, concept: str) -> dict[str, Share]:
+    """Return what attacks draw of a concept from the model that never saw it: attack -> total success."""
+    cells = results.of(concept).get(REFERENCE, {})
+    return {attack: cell.shares["total"] for attack, cell in cells.items() if not cell.failed and cell.shares["total"].n}
 
 
-def admitted(results: Results, kind: str) -> list[str]:
-    """Return the attacks that can speak of concepts of a kind: those whose floor is measured and at most `FLOOR`."""
-    return [attack for attack in results.attacks if (floor := floors(results).get((kind, attack))) and floor.value <= FLOOR + ROUNDING]
+def admitted(results: Results, concept: str) -> list[str]:
+    """Return the attacks that can speak of a concept: those whose floor is measured and at most `FLOOR`."""
+    found = floors(results, concept)
+    return [attack for attack in results.attacks if attack in found and found[attack].value <= FLOOR + ROUNDING]
+
+
+def untried(results: Results, concept: str) -> list[str]:
+    """Return the attacks of which it is not known whether they can speak: they were not tried on the model that never saw the concept."""
+    cells = results.of(concept).get(REFERENCE, {})
+    return [attack for attack in results.attacks if attack not in cells]
 
 
 def bars(results: Results, concept: str, erasers: erasure.Results | None = None) -> dict[str, Bar]:
     """Hold the erasers of a concept against its reference; empty where no attack is admitted.
 
-    Below the reference counts as reaching it. One attack shows that an eraser fails the bar; that it meets it, only all that are admitted show.
+    Below the reference counts as reaching it. One attack shows that an eraser fails the bar; that it meets it, only all that are admitted show, once
+    the floor of every attack is known.
 
     Args:
         results: what was measured.
         concept: its name.
         erasers: the bench of erasers, which says what an erasure costs everything else.
     """
-    about = next(about for about in results.concepts if about.name == concept)
-    speak, cells, spared = admitted(results, about.kind), results.of(concept), _spared(results, concept, erasers)
+    speak, cells, spared = admitted(results, concept), results.of(concept), _spared(results, concept, erasers)
     if not speak:
         return {}
     base = {attack: cell.shares["total"] for attack, cell in cells.get(REFERENCE, {}).items() if not cell.failed}
@@ -90,6 +92,7 @@ def bars(results: Results, concept: str, erasers: erasure.Results | None = None)
         above = [attack for attack, gap in gaps.items() if gap > NEAR + ROUNDING]
         certain = any(not cells[REFERENCE][attack].early for attack in above)
         whole = len(there) == len(speak) and not above and not any(attacked[attack].early for attack in there)
+        whole = whole and not untried(results, concept) and len(_patches(attacked)) == 1
         stays = False if certain else True if whole else None
         none = Share(hits=0, n=0)
         total, reference = (attacked[worst].shares["total"], base[worst]) if worst else (none, none)
@@ -97,15 +100,22 @@ def bars(results: Results, concept: str, erasers: erasure.Results | None = None)
     return found
 
 
+def _patches(attacked: Mapping[str, Cell]) -> set[tuple[str, ...]]:
+    """Return the patches that were on, of all the cells of a row: one set, unless an eraser was made anew in between."""
+    return {tuple(cell.patches) for cell in attacked.values() if not cell.failed}
+
+
 def _spared(results: Results, concept: str, erasers: erasure.Results | None) -> dict[str, bool]:
-    """Return which erasers keep everything else within `COST` of the base, by the bench of erasers on the same model, works and judge."""
+    """Return which erasers keep everything else within `COST` of the base, by what the bench of erasers measured of the very patches attacked."""
     if erasers is None or erasers.digests != results.digests:
         return {}
     about = next((about for about in erasers.concepts if about.name == concept), None)
     cells = erasers.of(concept)
     if about is None or BASE not in cells or (base := shares(about, cells[BASE])) is None:
         return {}
-    found = like_retraining({row: shares(about, cell) for row, cell in cells.items() if row not in erasure.MODELS}, base, base, cost=COST)
+    attacked = {row: _patches(found) for row, found in results.of(concept).items()}
+    same = {row: shares(about, cell) for row, cell in cells.items() if row not in erasure.MODELS and attacked.get(row) == {cell.patches}}
+    found = like_retraining(same, base, base, cost=COST)
     return {row: spared for row, (_, spared) in found.items()}
 
 
@@ -118,14 +128,20 @@ class Published(NamedTuple):
     """Those concepts."""
     correlation: Correlation | None
     """None where too few erasers are compared, or nothing orders them."""
+    early: int
+    """Of the searches compared, how many the budget ended."""
+    attacked: int
+    """Erasers of the table that were attacked on some concept."""
 
 
 def published(results: Results) -> Published:
     """Compare how `BY` orders the erasers here with how it orders them in `PUBLISHED`."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Cell]] = {}
     for cell in results.cells:
         if cell.attack == BY and cell.row in PUBLISHED and not cell.failed:
-            found.setdefault(cell.row, {})[cell.concept] = cell.shares["total"].value
+            found.setdefault(cell.row, {})[cell.concept] = cell
     common = [about.name for about in results.concepts if found and all(about.name in concepts for concepts in found.values())]
-    ours = {row: float(np.mean([found[row][name] for name in common])) for row in PUBLISHED if row in found and common}
-    return Published(ours, common, rank_correlation(list(ours.values()), [PUBLISHED[row] for row in ours]))
+    means = {row: np.mean([found[row][name].shares["total"].value for name in common]) for row in PUBLISHED if row in found and common}
+    ours = {row: round(float(mean), 9) for row, mean in means.items()}  # equal shares are equal, in whichever order they were added
+    early = sum(found[row][name].early for row in ours for name in common)
+    return Published(ours, common, rank_correlation(list(ours.values()), [PUBLISHED[row] for row in ours]), early, len(found))

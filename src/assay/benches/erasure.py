@@ -152,7 +152,7 @@ class Distance(Part):
     high: float
     """Upper end."""
     n: int
-    """Pairs of pictures."""
+    """Independent pairs of pictures: prompts, where a prompt has several."""
 
 
 class Cell(Part):
@@ -167,7 +167,7 @@ class Cell(Part):
     failed: str = ""
     """Why there is nothing, in words."""
     patch: str = ""
-    """Digest of the patch that was on; none for the base."""
+    """Digest of the patch that was on; of several, joined by `+`; none for the base."""
     shares: dict[str, Share] = Field(default_factory=dict)
     """PART.HEAD, and THING.HEAD of a composition -> images that show it."""
     kid: dict[str, Distance] = Field(default_factory=dict)
@@ -186,6 +186,11 @@ class Cell(Part):
     """Of the patch file."""
     sampling: float = 0.0
     """Passes an image and step when sampling with the patch on."""
+
+    @property
+    def patches(self) -> tuple[str, ...]:
+        """Digests of the patches that were on."""
+        return tuple(self.patch.split("+")) if self.patch else ()
 
     @property
     def overhead(self) -> float | None:
@@ -280,9 +285,10 @@ def distances(
             of = of if of and len(set(of)) >= FEWEST else None
             between = {row: paired(rows[places], found[other][places], of, seed=seed, draws=1) for row, rows in found.items() if row != other}
             for row, estimate in between.items():
-                kid[row][f"{to}.{space}"] = Distance(value=estimate.value, low=estimate.low, high=estimate.high, n=len(places))
+                kid[row][f"{to}.{space}"] = Distance(value=estimate.value, low=estimate.low, high=estimate.high, n=len(set(of or places)))
             if BASE in found and AGAIN in found:
                 floor = paired(found[AGAIN][places], found[BASE][places], of, seed=seed, draws=1).value
-                ceiling = mmd2(found[BASE][stay], found[BASE][target]) if to == "base" else between[BASE].value
-                scale[f"{to}.{space}"] = {"floor": floor, "ceiling": ceiling}
+                if to == "reference" or len(target) > 1:
+                    ceiling = mmd2(found[BASE][stay], found[BASE][target]) if to == "base" else between[BASE].value
+                    scale[f"{to}.{space}"] = {"floor": floor, "ceiling": ceiling}
     return kid, scale

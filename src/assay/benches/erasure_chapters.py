@@ -11,7 +11,7 @@ Distances are KID between images of the same prompts and seeds (`evaluation/kid.
 from __future__ import annotations
 
 from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Cell, Results, Share
-from assay.benches.verdicts import COST, NEAR, Shares, like_retraining, mean_ranks, normalised
+from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, comparable, like_retraining, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
 from assay.evaluation.intervals import wilson
 from assay.record import Metric, Record, Table, versions
@@ -19,6 +19,9 @@ from assay.record import Metric, Record, Table, versions
 SHOWS_NOT = [
     "The one composition is a pair that exists as a work of its own; pairs that no work shows are not asked for.",
     "A concept that no longer appears may be hidden: no attack has been tried here.",
+    "Neighbours are also what erasers are told to put in its place or to preserve, and so is part of everything else, of a style every other style: "
+    "how far an erasure reaches where nothing told it to stop, only the rest of everything else shows.",
+    "The prompts of the composition and of its things are few and all drawn: their intervals are over seeds.",
     "Everything has one seed: two erasures that differ in it alone may differ by more than the intervals, which are over images.",
     "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
     "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
@@ -34,6 +37,16 @@ def shares(about: About, cell: Cell) -> Shares | None:
     style = cell.shares.get("rest.style")
     target, rest = (_share(about, cell, part).value for part in ("target", "rest"))
     return Shares(target, rest, None if style is None else style.value)
+
+
+def judged(about: About, cell: Cell) -> bool:
+    """Whether the judge can name anything that was asked for, of the target and of everything else; where it cannot, shares are of nothing."""
+    return not cell.failed and all(_share(about, cell, part).n for part in ("target", "rest"))
+
+
+def unjudged(about: About, cells: dict[str, Cell]) -> bool:
+    """Whether something was measured of a concept and none of it could be judged."""
+    return any(not cell.failed for cell in cells.values()) and not any(judged(about, cell) for cell in cells.values())
 
 
 def parts_of(about: About) -> dict[str, str]:
@@ -123,6 +136,9 @@ def chapter(results: Results, about: About) -> Record:
 
 
 def _found(about: About, cells: dict[str, Cell]) -> list[str]:
+    failed = [f"{row} failed: {cell.failed}" for row, cell in cells.items() if cell.failed]
+    if unjudged(about, cells):
+        return [f"The judge cannot name what is asked for of `{about.name}` or of everything else, so nothing can be said of erasing it.", *failed]
     erasers = {row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}
     known = {row: found for row in MODELS if row in cells and (found := shares(about, cells[row]))}
     said = []
@@ -131,7 +147,7 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
         bar = f"bring the target within {NEAR:.0%} of retraining and cost everything else at most {COST:.0%}"
         said.append(f"{len(met)} of {len(verdict)} erasers {bar}: {', '.join(met) or 'none'}.")
         fall = known[BASE].target - known[REFERENCE].target
-        if fall < LEAST:
+        if fall < LEAST - ROUNDING:
             said.append(f"Retraining itself takes only {fall:.0%} off the target: it hardly speaks for `{about.name}`.")
     if BASE in known:
         share = _share(about, cells[BASE], "target")
@@ -144,8 +160,7 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
         went = f"from {before.target:.0%} to {now.target:.0%}; everything else goes from {before.rest:.0%} to {now.rest:.0%}"
         said.append(f"Least of the target is left by {least}: {went}.")
     said += _apart(about, cells)
-    said += [f"{row} failed: {cell.failed}" for row, cell in cells.items() if cell.failed]
-    return said or ["Nothing of this concept has been measured yet."]
+    return [*said, *failed] or ["Nothing of this concept has been measured yet."]
 
 
 def _apart(about: About, cells: dict[str, Cell]) -> list[str]:
@@ -154,18 +169,20 @@ def _apart(about: About, cells: dict[str, Cell]) -> list[str]:
     if not about.things or BASE not in cells or not rows:
         return []
     falls = {row: [_share(about, cells[BASE], thing).value - _share(about, cells[row], thing).value for thing in about.things] for row in rows}
-    kept = [row for row in rows if max(falls[row]) <= COST + 1e-9]
+    kept = [row for row in rows if max(falls[row]) <= COST + ROUNDING]
     before = _share(about, cells[BASE], "target").value
-    gone = [row for row in kept if _share(about, cells[row], "target").value <= before / 2]
+    gone = [row for row in kept if before and _share(about, cells[row], "target").value <= before / 2]
     said = (
         f"{len(kept)} of {len(rows)} erasers leave each of {' and '.join(f'`{thing}`' for thing in about.things)} within {COST:.0%} where it is alone"
     )
+    if not before:
+        return [f"{said}; the base never shows the pair, so nothing is to be taken out."]
     return [f"{said}; {len(gone)} of them also halve the pair: {', '.join(gone) or 'none'}."]
 
 
 def _verdict(about: About, cells: dict[str, Cell]) -> dict[str, tuple[bool, bool]]:
     """Hold the erasers of a concept against its reference; empty where there is none."""
-    known = [shares(about, cells[row]) if row in cells else None for row in (BASE, REFERENCE)]
+    known = [shares(about, cells[row]) if row in cells and judged(about, cells[row]) else None for row in (BASE, REFERENCE)]
     if known[0] is None or known[1] is None:
         return {}
     return like_retraining({row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}, known[0], known[1])
@@ -176,11 +193,13 @@ def verdict(results: Results) -> Record:
     tables, counted, ranked = [], [], {}
     for about in results.concepts:
         cells = results.of(about.name)
+        if unjudged(about, cells):
+            continue
         ranked[about.name] = {row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}
         if found := _verdict(about, cells):
             base, reference = (_share(about, cells[row], "target").value for row in (BASE, REFERENCE))
             both, near, spared = ([method for method, bars in found.items() if wanted(bars)] for wanted in (all, _first, _second))
-            shown = [f"{base:.0%}", f"{reference:.0%}", "yes" if base - reference >= LEAST - 1e-9 else "no", len(near), len(spared), len(both)]
+            shown = [f"{base:.0%}", f"{reference:.0%}", "yes" if base - reference >= LEAST - ROUNDING else "no", len(near), len(spared), len(both)]
             counted.append([about.name, *shown, len(found), ", ".join(both)])
     if counted:
         columns = [
@@ -195,23 +214,31 @@ def verdict(results: Results) -> Record:
             "which",
         ]
         tables.append(Table(title="Erasers held against retraining", columns=columns, rows=counted))
-    ranks = mean_ranks(ranked)
+    block = comparable(ranked)
+    ranks = mean_ranks(block)
     rows = [[rank.method, f"{rank.target:.1f}", f"{rank.rest:.1f}", rank.concepts] for rank in ranks]
     tables.append(
         Table(
-            title="Mean ranks, 1 is best; a method that failed ranks last",
+            title=f"Mean ranks over {', '.join(block) or 'no concept yet'}, of erasers measured on all of these; 1 is best, failures rank last",
             columns=["method", "by the target", "by everything else", "concepts"],
             rows=rows,
         )
     )
     said = [results.coverage]
+    speak = [row for row in counted if row[3] == "yes"]
     if counted:
-        said.append(f"Held against retraining, {sum(row[6] for row in counted)} of {sum(row[7] for row in counted)} erasures meet both bars.")
+        said.append(
+            f"Held against retraining where that takes {LEAST:.0%} or more off the target, {sum(row[6] for row in speak)} of "
+            f"{sum(row[7] for row in speak)} erasures meet both bars."
+        )
+        if silent := [f"`{row[0]}`" for row in counted if row[3] == "no"]:
+            said.append(f"Of {', '.join(silent)} it takes less: those references hardly speak, and are not counted.")
     else:
         said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
     if ranks:
         said.append(
-            f"The best mean ranks together are those of {ranks[0].method}: {ranks[0].target:.1f} by the target, {ranks[0].rest:.1f} by the rest."
+            f"Of {len(ranks)} erasers measured on the same {ranks[0].concepts} concepts, {ranks[0].method} has the best mean ranks together: "
+            f"{ranks[0].target:.1f} by the target, {ranks[0].rest:.1f} by the rest."
         )
     return Record(
         command="bench",
@@ -223,7 +250,7 @@ def verdict(results: Results) -> Record:
         metrics=[
             Metric(name="cells.measured", value=len(results.cells), n=len(results.planned), better="higher"),
             Metric(name="cells.failed", value=sum(bool(cell.failed) for cell in results.cells), n=len(results.cells), better="lower"),
-            *(Metric(name=f"{row[0]}.like_retraining".replace(" ", "_"), value=row[6], n=row[7], better="higher") for row in counted),
+            *(Metric(name=f"{row[0]}.like_retraining".replace(" ", "_"), value=row[6], n=row[7], better="higher") for row in speak),
             *(Metric(name=f"{rank.method}.rank.target", value=rank.target, n=rank.concepts, better="lower") for rank in ranks),
             *(Metric(name=f"{rank.method}.rank.rest", value=rank.rest, n=rank.concepts, better="lower") for rank in ranks),
         ],

@@ -71,10 +71,33 @@ def like_retraining(
     }
 
 
+def comparable(concepts: Mapping[str, Mapping[str, Shares | None]]) -> dict[str, dict[str, Shares | None]]:
+    """Return the largest part in which every eraser was measured on every concept, by erasers times concepts, then by concepts.
+
+    Ranks and means over other concepts are no comparison: an eraser that met only easy ones, or few rivals, would come out first.
+
+    Args:
+        concepts: concept -> method -> shares; None where the method failed, which counts as measured.
+
+    Returns:
+        The same, of that part; empty where no two erasers share a concept.
+    """
+    sets: set[frozenset[str]] = set()
+    for erasers in concepts.values():
+        own = frozenset(erasers)
+        sets |= {own, *(own & other for other in sets)}
+    blocks = [(methods, [name for name, erasers in concepts.items() if methods <= set(erasers)]) for methods in sets if len(methods) > 1]
+    if not blocks:
+        return {}
+    methods, names = max(blocks, key=lambda block: (len(block[0]) * len(block[1]), len(block[1]), sorted(block[0])))
+    return {name: {method: shares for method, shares in concepts[name].items() if method in methods} for name in names}
+
+
 def mean_ranks(concepts: Mapping[str, Mapping[str, Shares | None]]) -> list[Rank]:
     """Rank the erasers on every concept and average.
 
-    Equal shares share the mean of their ranks. An eraser that failed on a concept ranks last on it, beside others that failed.
+    Equal shares share the mean of their ranks. An eraser that failed on a concept ranks last on it, beside others that failed. Means compare where
+    all were measured on the same concepts (`comparable`).
 
     Args:
         concepts: concept -> method -> shares; None where the method failed. Methods that were not measured are left out.
