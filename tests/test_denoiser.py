@@ -234,6 +234,20 @@ def test_latents_are_the_autoencoders_scaled_means(sd):
     torch.testing.assert_close(sd.images(mean * 0.5), decoded.clamp(0, 1), rtol=0, atol=1e-6)
 
 
+def test_what_is_not_finite_is_refused_and_large_images_are_decoded_few_at_a_time(sd, monkeypatch):
+    """Undefined pixels would be judged as black: refused. Five images of 32 x 32 with room for two are decoded by two, to the same."""
+    latents = torch.randn(5, *sd.latent_shape, generator=torch.Generator().manual_seed(0))
+    latents[3, 0, 0, 0] = float("nan")
+    with pytest.raises(Unsupported, match="not finite"):
+        sd.images(latents)
+    whole, decoded = sd.generate(["x"] * 5, range(5), steps=2), []
+    decode = sd.pipeline.vae.decode
+    monkeypatch.setattr(sd.pipeline.vae, "decode", lambda part: decoded.append(len(part)) or decode(part))
+    monkeypatch.setattr("assay.denoiser.DECODED", 2 * 32 * 32)
+    torch.testing.assert_close(sd.generate(["x"] * 5, range(5), steps=2), whole, rtol=0, atol=1e-5)
+    assert decoded == [2, 2, 1]
+
+
 def test_pictures_round_to_the_nearest_level():
     picture = to_pictures(torch.tensor([0.0, 1.0, 0.4999 / 255, 254.5001 / 255])[None, None].repeat(1, 3, 1, 1))[0]
     assert [picture.getpixel((x, 0))[0] for x in range(4)] == [0, 255, 0, 255]

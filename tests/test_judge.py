@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.errors import BadInput, Misconfigured, Missing
-from assay.judge import HEADS, CrossJudge, Judge, JudgeLike, make_folds, verdict
+from assay.judge import HEADS, CrossJudge, Judge, JudgeLike, guess, make_folds, verdict
 from assay.judge_network import JudgeNetwork, Shape, prepare
 from assay.noise import generator
 
@@ -23,6 +23,14 @@ def small_judge(seed: int = 0, classes=CLASSES) -> Judge:
 
 def pictures(count: int, side: int = 64) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=generator("judge pictures"))
+
+
+def test_a_guess_among_names_counts_those_that_are_classes():
+    """By hand: of 10 classes a guess is right once in 10; of 40 names two are classes: 2 in 10, not 40 in 10."""
+    classes = [f"class {number}" for number in range(10)]
+    assert guess(classes, None) == pytest.approx(0.1)
+    assert guess(classes, [*classes[:2], *(f"other {number}" for number in range(38))]) == pytest.approx(0.2)
+    assert (guess([], None), guess([], ["x"])) == (1, 0)
 
 
 def test_a_saved_judge_is_the_same_judge(tmp_path):

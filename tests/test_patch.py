@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from assay.denoiser import Denoiser, load, tensor_digest
-from assay.errors import BadInput, Mismatch, Missing, NoRoom, Unsupported
+from assay.errors import BadInput, Misconfigured, Mismatch, Missing, NoRoom, Unsupported
 from assay.guidance import Rule
 from assay.noise import derive, generator, normal
 from assay.patch import Manifest, Patch
@@ -38,7 +38,7 @@ def exact(*shape: int, seed: int) -> torch.Tensor:
 def bare(dtype: torch.dtype = torch.float32) -> Any:
     """Two tensors in place of a model: all that the algebra needs of one."""
     weights = {NAME: normal((5, 4), [1])[0].to(dtype), CONV: normal((3, 2, 3, 3), [2])[0].to(dtype)}
-    return SimpleNamespace(name="bare", rules=[], replaced={}, weights=lambda: weights, forget_text=lambda: None)
+    return SimpleNamespace(name="bare", rules=[], patched=[], replaced={}, weights=lambda: weights, forget_text=lambda: None)
 
 
 def dense(seed: int, name: str = NAME, shape: tuple[int, ...] = (5, 4)) -> Patch:
@@ -357,6 +357,47 @@ def test_a_second_patch_of_the_same_base_goes_on_top():
     patched.apply(Patch(Manifest(base=made_for), dense(2).tensors))
     with pytest.raises(Missing):
         patched.remove(dense(3))
+
+
+def test_what_was_put_on_last_comes_off_first():
+    """Taking the first off below the second would leave the second's tensors on a base that is gone: refused, and both are still on."""
+    model = bare()
+    base = copies(model)
+    outer = Patched(model, [(dense(1), 1.0)])
+    once = copies(model)
+    inner = Patched(model, [(dense(2), 1.0)])
+    twice = copies(model)
+    for late in (outer.clear, lambda: outer.remove(dense(1)), lambda: outer.apply(dense(3))):
+        with pytest.raises(Misconfigured, match="after these"):
+            late()
+        assert_same(model, twice)
+    inner.clear()
+    assert_same(model, once)
+    outer.clear()
+    assert_same(model, base)
+    assert model.patched == []
+
+
+def test_a_patch_that_fails_half_way_goes_off_again(monkeypatch):
+    """Out of memory at its second tensor: the first is taken back, and what was on before stays on."""
+    model = bare()
+    base, first = copies(model), dense(1)
+    both = Patch(Manifest(), dense(2).tensors | dense(3, CONV, (3, 2, 3, 3)).tensors)
+    patched = Patched(model, [(first, 1.0)])
+    before, change = copies(model), Patch.change
+
+    def fails(self, name):
+        if name == both.names[1]:
+            raise torch.OutOfMemoryError
+        return change(self, name)
+
+    monkeypatch.setattr(Patch, "change", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        patched.apply(both)
+    assert_same(model, before)
+    assert patched.stack == [(first, 1.0)]
+    patched.clear()
+    assert_same(model, base)
 
 
 def test_a_failure_in_the_middle_restores_the_base():

@@ -24,6 +24,7 @@ from PIL import Image
 
 from assay.errors import BadInput, Misconfigured, Missing, Unsupported
 from assay.families import family_of, refuse_unknown
+from assay.families.groups import GROUPS, in_group
 from assay.families.sd import Conditioning
 from assay.guidance import Memory, Predictions, Rule
 from assay.noise import normal, uniform
@@ -32,10 +33,11 @@ from assay.retelling import retold, told
 View = Literal["epsilon", "x0", "v"]
 CACHED = 2048
 """Prompts whose encodings are kept."""
+DECODED = 4 * 512 * 512
+"""Pixels decoded at a time."""
 BUILT_IN = ("emoji64", "emoji32")
 SHARING = {"emoji32": "emoji64"}
 """Built-in models that ship with a UNet alone -> the model whose other parts they use."""
-GROUPS = ("cross_attention.kv", "cross_attention", "not_cross_attention", "attention", "unet", "text_encoder", "token_embeddings", "decoder")
 
 
 class Denoiser:
@@ -64,6 +66,7 @@ class Denoiser:
             raise Unsupported(f"{name} predicts `{self.native}`.", "Models that predict epsilon or v are supported.")
         self.view: View = "epsilon" if self.native == "epsilon" else "v"
         self.replaced: dict[str, torch.Tensor] = {}  # weights as loaded, of the tensors that patches have changed
+        self.patched: list[Any] = []  # what has put patches on, the last one last
         self.rules: list[Rule] = []
         self.passes = 0
         self._cache: dict[str, Conditioning] = {}
@@ -114,23 +117,10 @@ class Denoiser:
         """
         if name not in GROUPS:
             raise Unsupported(f"There is no weight group `{name}`.", f"Choose one of {', '.join(GROUPS)}.")
-        found = {key: tensor for key, tensor in self.weights().items() if self._in_group(key, tensor, name)}
+        found = {key: tensor for key, tensor in self.weights().items() if in_group(key, tensor, name)}
         if not found:
             raise Unsupported(f"{self.name} has no weights in the group `{name}`.", "Choose another group.")
         return found
-
-    def _in_group(self, key: str, tensor: torch.Tensor, name: str) -> bool:
-        unet, cross = key.startswith("unet."), ".attn2." in key
-        return {
-            "cross_attention.kv": unet and cross and (".to_k." in key or ".to_v." in key),
-            "cross_attention": unet and cross,
-            "not_cross_attention": unet and not cross and tensor.ndim in (2, 4),
-            "attention": unet and (cross or ".attn1." in key),
-            "unet": unet,
-            "text_encoder": key.startswith("text_encoder") and not key.endswith("token_embedding.weight"),
-            "token_embeddings": key.endswith("token_embedding.weight"),
-            "decoder": key.startswith(("vae.decoder.", "vae.post_quant_conv.")),
-        }[name]
 
     @cached_property
     def digest(self) -> str:
@@ -168,10 +158,17 @@ class Denoiser:
         return (mean.float() - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
     def images(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode latents (b, c, h, w) to images in [0, 1]: (b, 3, h * f, w * f), float32."""
+        """Decode latents (b, c, h, w) to images in [0, 1]: (b, 3, h * f, w * f), float32.
+
+        Raises:
+            Unsupported: they are not finite, which would be judged as black.
+        """
         vae = self.pipeline.vae
         plain = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        return (vae.decode(plain.to(vae.device, vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+        decoded = vae.decode(plain.to(vae.device, vae.dtype)).sample.float()
+        if not bool(decoded.isfinite().all()):
+            raise Unsupported(f"{self.name} draws what is not finite.", "Use float32, or put its patches on by smaller factors.")
+        return (decoded / 2 + 0.5).clamp(0, 1)
 
     def scales(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a_t and s_t for timesteps (b,), shaped to multiply latents: (b, 1, 1, 1) each."""
@@ -309,8 +306,9 @@ class Denoiser:
         latents = self.sample(prompts, seeds, batch=batch, **options)
         if not len(latents):
             return torch.empty(0, 3, self.image_size, self.image_size)
+        each = max(1, min(batch, DECODED // self.image_size**2))
         with torch.no_grad():
-            return torch.cat([self.images(latents[start : start + batch]) for start in range(0, len(latents), batch)])
+            return torch.cat([self.images(latents[start : start + each]) for start in range(0, len(latents), each)])
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -73,8 +73,8 @@ class JudgeLike(Protocol):
         """Judge images by what each was meant to show, blind to the real work of that title and style: head -> verdict."""
         ...
 
-    def chance(self, head: str) -> float:
-        """Return the accuracy of a guess among the classes it chooses from; 1 where it knows none."""
+    def chance(self, head: str, names: Collection[str] | None = None) -> float:
+        """Return the accuracy of a guess among the classes it knows, 1 where it knows none; with `names`, how often a guess is one of those."""
         ...
 
 
@@ -183,6 +183,12 @@ def make_folds(titles: Sequence[str | None], styles: Sequence[str | None], seed:
     return folds
 
 
+def guess(classes: Collection[str], names: Collection[str] | None) -> float:
+    """Return how often a guess among classes is right, 1 where there are none; with `names`, how often it is one of those."""
+    hits = 1 if names is None else len({*names} & {*classes})
+    return hits / max(1, len(classes))
+
+
 class CrossJudge:
     """Two judges, each trained on one fold of the works; a (title, style) is judged by the one that never saw its real work.
 
@@ -232,9 +238,9 @@ class CrossJudge:
                     whole[rows] = values
         return found
 
-    def chance(self, head: str) -> float:
-        """Return the accuracy of a guess, on average over both judges."""
-        return sum(1 / max(1, len(judge.classes[head])) for judge in self.judges) / len(self.judges)
+    def chance(self, head: str, names: Collection[str] | None = None) -> float:
+        """Return the accuracy of a guess, or with `names` how often it is one of those, on average over both judges."""
+        return sum(guess(judge.classes[head], names) for judge in self.judges) / len(self.judges)
 
     def save(self, folder: str | Path) -> None:
         """Write both judges into `folder`/0 and `folder`/1, and `folds.json`."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save as to_bytes
 
 from assay.denoiser import Denoiser, tensor_digest
-from assay.errors import Mismatch, Missing, NoRoom, Unsupported
+from assay.errors import Misconfigured, Mismatch, Missing, NoRoom, Unsupported
 from assay.patch import Patch, fits, plain, refuse_collisions
 from assay.record import digest_of, write_atomically
 
@@ -29,6 +29,8 @@ def standing(denoiser: Denoiser) -> str:
 
 class Patched:
     """A model with patches on; a context manager that restores the base exactly.
+
+    Several may be on one model, one inside the other: what was put on last comes off first.
 
     Args:
         denoiser: the model; its weights are changed in place while patches are on.
@@ -68,26 +70,46 @@ class Patched:
 
         Raises:
             Mismatch: it was made for another base, or collides with one that replaces a tensor; nothing has been changed then.
+            Misconfigured: other patches were put on after these.
             Unsupported: it cannot be scaled, touches tensors that the model does not have, or has a second or unknown sampling rule.
         """
+        self._last()
         self._check([(patch, coefficient)])
-        self._put_on(patch, coefficient)
+        try:
+            self._put_on(patch, coefficient)
+        except BaseException:
+            self.stack.pop()
+            self._recompute([name for name in patch.names if name in self.base])
+            raise
 
     def _put_on(self, patch: Patch, coefficient: float) -> None:
         weights = self.denoiser.weights()
+        if self not in self.denoiser.patched:
+            self.denoiser.patched.append(self)
+        self.stack.append((patch, coefficient))
         for name in patch.names:
             if name not in self.base:
                 self.base[name] = weights[name].detach().clone()
                 self.denoiser.replaced.setdefault(name, self.base[name])
-        self.stack.append((patch, coefficient))
         self._recompute(patch.names)
+
+    def _last(self) -> None:
+        """Raise unless what is on here was put on last, or nothing is.
+
+        Raises:
+            Misconfigured: other patches were put on after these, and would be left on a base that is not there any more.
+        """
+        if self in self.denoiser.patched and self.denoiser.patched[-1] is not self:
+            raise Misconfigured("Other patches were put on this model after these.", "Take those off first.")
 
     def remove(self, patch: Patch) -> None:
         """Take one patch off, wherever it is in the stack.
 
         Raises:
             Missing: it is not on.
+            Misconfigured: other patches were put on after these.
         """
+        self._last()
         for index, (other, _) in enumerate(self.stack):
             if other.digest == patch.digest:
                 del self.stack[index]
@@ -95,13 +117,20 @@ class Patched:
         raise Missing("That patch is not on.", "Only a patch that was applied can be removed.")
 
     def clear(self) -> None:
-        """Take every patch off."""
+        """Take every patch off.
+
+        Raises:
+            Misconfigured: other patches were put on after these.
+        """
+        self._last()
         self.stack = []
         self._recompute(list(self.base))
         for name, tensor in self.base.items():
             if self.denoiser.replaced.get(name) is tensor:
                 del self.denoiser.replaced[name]
         self.base = {}
+        if self in self.denoiser.patched:
+            self.denoiser.patched.remove(self)
 
     def _check(self, patches: Sequence[tuple[Patch, float]]) -> None:
         weights = self.denoiser.weights()

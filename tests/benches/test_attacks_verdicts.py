@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from assay.benches import erasure
-from assay.benches.attacks import COMBINATIONS, COUNTS, MODELS, SUBJECTS, About, Cell, Results, Settings
+from assay.benches.attacks import COUNTS, MODELS, SUBJECTS, About, Cell, Results, Settings
 from assay.benches.attacks_chapters import chapter, verdict
 from assay.benches.attacks_verdicts import PUBLISHED, admitted, bars, floors, published, untried
-from assay.benches.erasure import Share
+from assay.benches.erasure import COMBINATIONS, Share
 from assay.evaluation.intervals import wilson
 from assay.training.world import REFERENCES
 from assay.verbs.attacks import clearest

@@ -39,6 +39,12 @@ def test_figures_stand_beside_their_intervals():
     assert [record.metric(f"uce.kid.{to}.judge").n for to in ("base", "reference")] == [48, 24]  # pairs of pictures, not those of everything else
 
 
+def test_seconds_of_a_last_sitting_are_starred():
+    cost = {"seconds": 3.0, "passes": 200, "second_per_pass": 0.01, "peak_bytes": 3 * 2**20, "patch_bytes": 2048, "sampling": 2.0, "resumed": True}
+    found = results([cell("base", 16, 10), cell("uce", 3, 9, **cost)])
+    assert chapter(found, found.concepts[0]).tables[0].rows[1][-6:] == ["3*", 200, "", "3", "2", "2"]
+
+
 def test_erasers_are_held_against_retraining():
     """The reference keeps 10 %: UCE (15 %, rest 9 of 40 for 10) meets both bars, ESD (50 %) does not, SalUn failed."""
     salun = Cell(concept="cats", row="salun", failed="The training diverged.")

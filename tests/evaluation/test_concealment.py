@@ -34,6 +34,12 @@ def test_each_word_where_its_definition_holds(trials, word):
     assert conclusion("cat", trials).startswith(f"`cat` is {word}: ")
 
 
+def test_nothing_is_removed_that_not_every_attack_was_tried_on():
+    """0 of 40 beside 0 of 40 is removed; where another attack could not be tried, unclear. Hidden needs one attack alone."""
+    none, most = Trial("a", 0, 40, True, (0, 40)), Trial("a", 40, 40, True, (0, 40))
+    assert [verdict([trial], complete=complete) for trial in (none, most) for complete in (True, False)] == ["removed", "unclear", "hidden", "hidden"]
+
+
 def test_what_is_left_out_is_said_with_the_reason():
     said = evidence("cat", [Trial("search", 12, 12, False, (20, 24)), Trial("words", 1, 12, True)])
     assert "search: 12 of 12 prompts (76% to 100%), from a model that never saw it 20 of 24, above one half, so left out." in said

@@ -43,8 +43,8 @@ class Namer:
     def __init__(self, titles):
         self.titles = titles
 
-    def chance(self, head):
-        return 0.1
+    def chance(self, head, names=None):
+        return 0.1 * (1 if names is None else len(names))
 
     def score(self, images, titles, styles):
         from assay.judge import Verdict

@@ -180,8 +180,8 @@ class Names:
     def __init__(self, named):
         self.named = np.array(named, object)
 
-    def chance(self, head):
-        return 0.1
+    def chance(self, head, names=None):
+        return 0.1 * (1 if names is None else len(names))
 
     def score(self, images, titles, styles):
         every = np.ones(len(titles), bool)
@@ -238,6 +238,42 @@ def test_what_ran_out_of_memory_is_tried_again(works, tmp_path, monkeypatch):
     assert not bench.results().of("solid")["uce"].failed
 
 
+def test_erasers_are_measured_together(works, tmp_path):
+    """A row of two has both patches on: UCE of a style and a negative prompt, each as alone; what it cost is what both cost."""
+    outcome = ask(works, tmp_path / "out", concept=["circle"], methods="uce,negative_prompt,uce+negative_prompt")
+    rows = of(outcome).of("circle")
+    alone, both = [rows["uce"], rows["negative_prompt"]], rows["uce+negative_prompt"]
+    assert not both.failed
+    assert both.patches == tuple(cell.patch for cell in alone)
+    assert (both.sampling, both.patch_bytes) == (3, sum(cell.patch_bytes for cell in alone))
+    assert [path.name for path in (tmp_path / "out-kept/circle/uce+negative_prompt").iterdir() if path.is_dir()] == []
+    assert len(of(ask(works, tmp_path / "out", concept=["circle"], methods="uce")).of("circle")) == 4  # it is still there
+
+
+def test_distances_are_to_the_model_that_is_counted(whole, works, tmp_path):
+    """A reference given anew takes the place of the stored one: what was measured to that is dropped, with its scale; so is a floor by another A'."""
+    folder, outcome, _ = whole
+
+    def stored(name: str, *patches: str):
+        """Take what is stored, and make nothing."""
+        results = of(ask(works, tmp_path / name, results=outcome.out, concept=["solid"], methods="uce", patches=patches, limit=0))
+        about = next(about for about in results.concepts if about.name == "solid")
+        return [{key.partition(".")[0] for key in keys} for keys in (results.of("solid")["uce"].kid, about.scale)]
+
+    assert stored("same") == [{"base", "reference"}, {"base", "reference"}]
+    assert stored("other-reference", f"reference={folder / 'again'}.safetensors") == [{"base"}, {"base"}]
+    assert stored("other-again", f"again={folder / 'reference'}.safetensors") == [{"base", "reference"}, set()]
+
+
+def test_a_patch_begun_in_another_sitting_is_marked(works, tmp_path):
+    """Its seconds are not those of the erasure: said of the cell, starred in the table, and no overhead is made of them."""
+    rows, concept = bench_of(works, tmp_path, Subject("solid", "style", "solid", "")).rows, Concept("solid", "style", "outline")
+    assert not rows.made("uce", concept, tmp_path / "whole")[1]["resumed"]
+    (tmp_path / "part/training").mkdir(parents=True)
+    (tmp_path / "part/training/checkpoint.safetensors").touch()
+    assert rows.made("uce", concept, tmp_path / "part")[1]["resumed"]
+
+
 def test_what_is_stored_is_shown_without_a_model(whole, tmp_path):
     _, outcome, _ = whole
     with pytest.raises(Missing, match="no results of the bench"):
@@ -266,6 +302,7 @@ def test_a_plan_is_priced_without_making_anything(works, tmp_path):
     [
         {"concept": ()},
         {"methods": ["no_such_method"]},
+        {"methods": ["uce+wanda"]},
         {"patches": ["moon=x.safetensors"]},
         {"patches": ["x.safetensors"]},
         {"settings": {"moon": 1}},

@@ -24,8 +24,8 @@ class Names:
     def __init__(self, named):
         self.named = np.array(named, object)
 
-    def chance(self, head):
-        return 0.1
+    def chance(self, head, names=None):
+        return 0.1 * (1 if names is None else len(names))
 
     def score(self, images, titles, styles):
         right = self.named == np.array(titles, object)

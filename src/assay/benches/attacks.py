@@ -12,15 +12,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from assay.benches.erasure import BASE, OBJECTS, REFERENCE, STYLES, Share
+from assay.benches.erasure import ATTACKED, BASE, OBJECTS, REFERENCE, STYLES, Share
 from assay.record import Part
 
 MODELS = (BASE, REFERENCE)
 """Rows that are no erasers."""
-SUBJECTS = tuple(subject for subject in (*STYLES, *OBJECTS) if subject.name in ("twemoji", "noto", "cats", "clocks"))
-"""Two styles, and the two families of objects whose reference falls by most."""
-COMBINATIONS = ("adv_unlearn+uce",)
-"""Rows of several erasers: an encoder trained against attacks, on top of weights rewritten in closed form."""
+SUBJECTS = tuple(subject for subject in (*STYLES, *OBJECTS) if subject.name in ATTACKED)
+"""What is to be brought back."""
 COUNTS = {"pre": "the prompt alone", "post": "broken of the rest", "attacked": "the attack alone", "total": "prompt or attack"}
 """What is counted of a cell."""
 
@@ -100,6 +98,8 @@ class Results(Part):
     """Of everything random."""
     settings: dict[str, object]
     """What every cell has in common."""
+    shown: str = ""
+    """The concept on the page of pictures, which may be older than the cells."""
     attacks: list[str]
     """Every attack, the cheapest first."""
     concepts: list[About]

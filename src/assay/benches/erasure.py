@@ -108,6 +108,10 @@ COMPOSITION = Subject(
     apart=(("cats", "title~cat"), ("tears of joy", "title=face with tears of joy")),
 )
 """Two things in one picture, of which each is drawn alone too: what goes is the pair."""
+ATTACKED = ("twemoji", "noto", "cats", "clocks")
+"""The concepts that the bench of attacks tries to bring back: two styles, and the two families of objects whose reference falls by most."""
+COMBINATIONS = ("adv_unlearn+uce",)
+"""Rows of several erasers, on what is attacked: an encoder trained against attacks, on top of weights rewritten in closed form."""
 
 
 def canaries(works: Works, styles: Sequence[str] = ("openmoji", "twemoji")) -> list[Subject]:
@@ -174,6 +178,8 @@ class Cell(Part):
     """base.SPACE and reference.SPACE -> distance."""
     seconds: float = 0.0
     """Of making the patch, in the last sitting."""
+    resumed: bool = False
+    """Whether an earlier sitting had done a part of that, so that seconds, passes and memory are of the rest alone."""
     passes: int = 0
     """Of the denoiser, in samples, in the same time."""
     trained: int = 0
@@ -194,8 +200,9 @@ class Cell(Part):
 
     @property
     def overhead(self) -> float | None:
-        """Seconds over those of the bare passes; None where there were none."""
-        return self.seconds / ((self.passes + 2 * self.trained) * self.second_per_pass) if self.passes and self.second_per_pass else None
+        """Seconds over those of the bare passes; None where there were none, or another sitting had made some of them."""
+        known = self.passes and self.second_per_pass and not self.resumed
+        return self.seconds / ((self.passes + 2 * self.trained) * self.second_per_pass) if known else None
 
 
 class About(Part):

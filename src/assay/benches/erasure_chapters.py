@@ -21,6 +21,7 @@ SHOWS_NOT = [
     "A concept that no longer appears may be hidden: no attack has been tried here.",
     "Neighbours are also what erasers are told to put in its place or to preserve, and so is part of everything else, of a style every other style: "
     "how far an erasure reaches where nothing told it to stop, only the rest of everything else shows.",
+    "Seconds with a `*` are those of the last sitting of several, and so are passes and memory beside them.",
     "The prompts of the composition and of its things are few and all drawn: their intervals are over seeds.",
     "Everything has one seed: two erasures that differ in it alone may differ by more than the intervals, which are over images.",
     "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
@@ -112,7 +113,14 @@ def chapter(results: Results, about: About) -> Record:
         if row not in MODELS and not cell.failed:
             overhead = "" if cell.overhead is None else f"{cell.overhead:.2f}"
             peak = "" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f}"
-            cost = [f"{cell.seconds:.3g}", cell.passes, overhead, peak, f"{cell.patch_bytes / 2**10:.0f}", f"{cell.sampling:.2g}"]
+            cost = [
+                f"{cell.seconds:.3g}" + "*" * cell.resumed,
+                cell.passes,
+                overhead,
+                peak,
+                f"{cell.patch_bytes / 2**10:.0f}",
+                f"{cell.sampling:.2g}",
+            ]
         parts = list(parts_of(about))
         said = [cell.failed, *[""] * (len(parts) - 1)] if cell.failed else [_said(_share(about, cell, part)) for part in parts]
         rows.append([row, *said, *("" if value is None else f"{value:.2f}" for value in near), *cost])

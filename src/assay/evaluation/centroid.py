@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from assay.errors import Misconfigured
 from assay.evaluation.features import DIGEST, SIZE, fixed_features
-from assay.judge import HEADS, Verdict, verdict
+from assay.judge import HEADS, Verdict, guess, verdict
 
 FAR = 1e30
 Pair = tuple[str | None, str | None]
@@ -59,7 +59,8 @@ class CentroidJudge:
             self.works_of.setdefault(pair, []).append(row)
         self.classes = {head: _classes(self.labels[head]) for head in HEADS}
         self.sums = {head: self._sums(head) for head in HEADS}
-        self.counts = {head: np.array([self.labels[head].count(name) for name in self.classes[head]]) for head in HEADS}
+        often = {head: Counter(self.labels[head]) for head in HEADS}
+        self.counts = {head: np.array([often[head][name] for name in self.classes[head]]) for head in HEADS}
 
     def _sums(self, head: str) -> np.ndarray:
         place = {name: index for index, name in enumerate(self.classes[head])}
@@ -91,9 +92,9 @@ class CentroidJudge:
         pairs = list(zip(titles, styles, strict=True))
         return self._judge(self._standardised(images), pairs, [self.works_of.get(pair, []) if pair[0] else [] for pair in pairs])
 
-    def chance(self, head: str) -> float:
-        """Return the accuracy of a guess among the classes of at least two works."""
-        return 1 / max(1, len(self.classes[head]))
+    def chance(self, head: str, names: Collection[str] | None = None) -> float:
+        """Return the accuracy of a guess among the classes of at least two works; with `names`, how often a guess is one of those."""
+        return guess(self.classes[head], names)
 
     def own_accuracy(self) -> dict[str, float | None]:
         """Return the leave-one-out accuracy by head on the works it was made of; None where no class can be named."""

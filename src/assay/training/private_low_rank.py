@@ -10,6 +10,7 @@ The base, its autoencoder and its text encoder are taken as public: works that t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from assay.training.loop import Progress
 from assay.training.low_rank import LowRank, matrices
 from assay.training.private import Privacy, guarantee, train
 from assay.works import Works
+
+SECRET = 100
+"""Bits of a seed that nobody can find by trying."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,11 @@ def finetune(
     )
     if folder is not None:
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    known = "" if math.isinf(kept.epsilon) or seed.bit_length() >= SECRET else "; its seed is short enough to be found by trying, which undoes that"
     about = Manifest(
         method="private_low_rank",
         settings=asdict(settings) | {"guarantee": asdict(kept)},
-        made_for=f"learn {len(works)} works with epsilon {kept.epsilon:.3g} at delta {kept.delta:g}",
+        made_for=f"learn {len(works)} works with epsilon {kept.epsilon:.3g} at delta {kept.delta:g}{known}",
         base=base,
     )
     return Patch(about, student.changes())

@@ -158,8 +158,9 @@ def attack(
     said, listed, beside = findings(method, wanted, metrics, found, bool(session.stack)), tables(rows, found, shown), None
     if mark is not None:
         with Patched(session.denoiser, [(mark, 1.0)]) if isinstance(mark, Patch) else nullcontext(mark) as other:
+            spent = other.passes
             untouched, of_mark, floored = besiege(module, chosen, other, wanted, ground, session, folder / "shards/reference", sampling)
-        session.denoiser.passes += 0 if other is session.denoiser else other.passes
+        session.denoiser.passes += 0 if other is session.denoiser else other.passes - spent
         floor = [shown[0], *(signs(judge_of, images, asked, wanted) for images, asked in ((untouched, rows), (floored, repeated(rows, of_mark))))]
         beside = of_mark, floor, untouched, floored
         totals = [counted(judge_of, wanted, one, attack.attempts)["total"][0] for one, attack in ((shown, found), (floor, of_mark))]

@@ -97,7 +97,7 @@ def _attack(job: MainJob, concept: Concept, out: Path) -> Record:
         | {f"settings of {name}": vars(chosen) for name, chosen in settings.items()},
         digests={"judge": job.judge.digest, "works": job.works.digest, f"patch:{eraser}": patch.digest},
         metrics=metrics,
-        findings=[*_findings(concept, eraser, metrics, trials), *refused],
+        findings=[*_findings(concept, eraser, metrics, trials, complete=not refused), *refused],
         shows_not=[*attacked.SHOWS_NOT, SHORT],
         tables=[_table(fought, trials, metrics), *(_told(one, rows) for one in fought)],
         curves=[curve.model_copy(update={"title": f"What {one.name} minimised"}) for one in fought for curve in attacked.curves(one.found)],
@@ -168,11 +168,11 @@ def _metrics(job: MainJob, concept: Concept, fought: Sequence[Fought], trials: S
     return metrics
 
 
-def _findings(concept: Concept, eraser: str, metrics: Sequence[Metric], trials: Sequence[Trial]) -> list[str]:
+def _findings(concept: Concept, eraser: str, metrics: Sequence[Metric], trials: Sequence[Trial], *, complete: bool) -> list[str]:
     value = {metric.name: metric for metric in metrics}
     base, pre = value["base.success"], value["pre.success"]
     found = [
-        conclusion(concept.name, trials),
+        conclusion(concept.name, trials, complete=complete),
         evidence(concept.name, trials),
         f"Attacked is {eraser.upper()}, of {' and '.join(method.upper() for method in METHODS)} the one that shows least of `{concept.name}`: plain "
         f"prompts show it on {_share(pre)} prompts, without a patch on {_share(base)}; a judge that guesses would say so of {base.chance or 0:.1%}.",

@@ -65,7 +65,7 @@ def counted(judge: JudgeLike, concept: Concept, shown: Sequence[tuple[np.ndarray
     """
     known = shown[1][0]
     base, pre, after = shown[0][1][known], shown[1][1][known], np.asarray(attempted(shown[2][1], attempts).any(1))[known]
-    one = judge.chance("style") if concept.kind == "style" else min(1.0, len(family_of(concept)) * judge.chance("title"))
+    one = judge.chance("style") if concept.kind == "style" else judge.chance("title", family_of(concept))
     several = 1 - (1 - one) ** attempts
     return {
         "base": (base, one),

@@ -24,7 +24,7 @@ from PIL import Image
 
 from assay import settings as method_settings
 from assay.attacks.target import Attack, Clock, Target
-from assay.benches.attacks import COMBINATIONS, MODELS, About, Cell, Results, Settings
+from assay.benches.attacks import MODELS, About, Cell, Results, Settings
 from assay.benches.erasure import BASE, REFERENCE, Share, Subject
 from assay.concept import Concept
 from assay.denoiser import Denoiser, to_pictures
@@ -57,7 +57,7 @@ class Bench:
         kept: the folder of the cells.
         settings: what every cell has in common.
         patches: models to hold erasers against, by name: reference, or a training of the built-in world.
-        more: rows of several erasers besides `COMBINATIONS`.
+        more: rows of several erasers besides those of the bench.
     """
 
     def __init__(
@@ -80,8 +80,7 @@ class Bench:
         Clock(settings.budget)  # refuses what is no budget before anything is done
         self.subjects = {subject.name: subject for subject in subjects}
         self.rows = Rows(session, subjects, patches, MODELS)
-        kept_before = sorted(folder.name for folder in kept.glob("*/*+*") if all(part in self.rows.modules for part in folder.name.split("+")))
-        self.joined = list(dict.fromkeys([*COMBINATIONS, *(row for row in more if "+" in row), *kept_before]))
+        self.joined = self.rows.together(kept, more)
         self.modules = {row["name"]: import_module(row["module"]) for row in table("attacks")}
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
         self.before: dict[tuple[str, str, str], Cell] = {}

@@ -91,7 +91,9 @@ def measured(
     bench.measure(cells, limit)
     folder, found = OutFolder(out, plan), bench.results()
     if (name := clearest(found)) is not None:
-        pages.keep_page(bench, lambda: small_png(bench.page(found, name), LARGEST), stored_in / f"{NAME}.png", folder / f"{NAME}.png")
+        drawn = pages.keep_page(bench, lambda: small_png(bench.page(found, name), LARGEST), stored_in / f"{NAME}.png", folder / f"{NAME}.png")
+        before = None if drawn else pages.read(stored_in / f"{NAME}.json", Results, "the bench of attacks")
+        found = found.model_copy(update={"shown": name if before is None else before.shown or clearest(before) or ""})
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
 
     def pictured(about: About, where: Path) -> list[Picture]:
@@ -160,6 +162,6 @@ def write(
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == results.planned
-    caption = f"`{clearest(results)}`, of which most is measured, {CAPTION}"
+    caption = f"`{results.shown or clearest(results)}`, of which most was measured, {CAPTION}"
     whole = verdict(results, beside)
     return pages.write(folder, NAME, TITLE, caption, whole, chapters, again, started, complete=complete)

@@ -140,10 +140,16 @@ def take(bench: Any, file: Path, kind: type[Part], called: str) -> None:
             bench.session.display.say(f"{len(bench.before)} cells are those of {file}")
 
 
-def keep_page(bench: Any, draw: Callable[[], bytes], stored: Path, target: Path) -> None:
-    """Write the page of pictures: drawn from the cells of this folder, or the stored one where that shows more cells; only folders hold pictures."""
+def keep_page(bench: Any, draw: Callable[[], bytes], stored: Path, target: Path) -> bool:
+    """Write the page of pictures: drawn from the cells of this folder, or the stored one where that shows more cells; only folders hold pictures.
+
+    Returns:
+        Whether it was drawn now.
+    """
     made = sum(1 for _ in bench.kept.rglob("cell.json"))
-    write_atomically(target, stored.read_bytes() if stored.exists() and len(bench.before) > made else draw())
+    anew = not (stored.exists() and len(bench.before) > made)
+    write_atomically(target, draw() if anew else stored.read_bytes())
+    return anew
 
 
 def write(

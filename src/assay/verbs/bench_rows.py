@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from assay import settings as method_settings
-from assay.benches.erasure import BASE, REFERENCE, Subject
+from assay.benches.erasure import BASE, COMBINATIONS, REFERENCE, Subject
 from assay.concept import Concept
 from assay.errors import Misconfigured, Unsupported
 from assay.patch import Patch
@@ -22,6 +23,7 @@ from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
 
 AGAINST_COPIES = ("adversarial_finetune", "caption_augmentation", "embedding_noise", "lower_magnitude", "nemo", "random_tokens", "wanda")
 """Methods that keep copies of memorised works from coming out and leave every concept in: no rows here, `benchmarks/mitigations.py` measures them."""
+KEEPS = "What it does to copies is in `benchmarks/mitigations.json`; `assay methods erasure` lists the erasers."
 
 
 class Rows:
@@ -58,6 +60,11 @@ class Rows:
     def parts(self, row: str) -> list[str]:
         """Return the erasers whose patches make up a row; none of a model's."""
         return [] if row in self.models else row.split("+")
+
+    def together(self, kept: Path, more: Sequence[str]) -> list[str]:
+        """Return the rows of several erasers: those of the bench, those asked for, and those that a folder of cells holds already."""
+        before = sorted(folder.name for folder in kept.glob("*/*+*") if all(part in self.modules for part in folder.name.split("+")))
+        return list(dict.fromkeys([*COMBINATIONS, *(row for row in more if "+" in row), *before]))
 
     def work_of(self, row: str) -> tuple[int, int]:
         """Return the passes of an erasure, and those with gradients."""
@@ -102,20 +109,46 @@ class Rows:
             return self._finite(Patch.load(folder / "patch.safetensors")), json.loads((folder / "cost.json").read_bytes())
         denoiser, module = self.session.denoiser, self.modules[method]
         bar = self.session.bar(f"erasing {concept.name} by {method}")
+        resumed = any((folder / "training").rglob("*.*"))
         fresh, before, start = reset_peak(), denoiser.passes, time.monotonic()
         made = module.erase(denoiser, concept, self.chosen[method], seed=self.session.seed, progress=bar, folder=folder / "training")
         seconds, passes, peak = time.monotonic() - start, denoiser.passes - before, peak_since() if fresh else None
+        folder.mkdir(parents=True, exist_ok=True)
         made.save(folder / "patch.safetensors")
         cost = {
             "seconds": round(seconds, 3),
             "passes": passes,
             "trained": min(passes, self.work_of(method)[1]),  # fewer, where an earlier sitting made some
+            "resumed": resumed,
             "peak_bytes": peak,
             "second_per_pass": bare_speed(denoiser)[0] if passes else 0.0,
             "patch_bytes": (folder / "patch.safetensors").stat().st_size,
         }
         write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
         return self._finite(made), cost
+
+    def stacked(self, row: str, concept: Concept, folder: Path) -> tuple[list[Patch], dict[str, Any]]:
+        """Make the patches of a row, each in a folder of its own where it has several, and return them with what they cost together."""
+        made = {part: self.made(part, concept, self._place(row, part, folder)) for part in self.parts(row)}
+        costs = [cost for _, cost in made.values()]
+        peaks = [cost["peak_bytes"] for cost in costs]
+        together = {name: sum(cost[name] for cost in costs) for name in ("seconds", "passes", "trained", "patch_bytes")}
+        together |= {"seconds": round(together["seconds"], 3), "resumed": any(cost.get("resumed") for cost in costs)}
+        together |= {"peak_bytes": None if None in peaks else max(peaks), "second_per_pass": max(cost["second_per_pass"] for cost in costs)}
+        return [patch for patch, _ in made.values()], together
+
+    def clear(self, row: str, folder: Path) -> None:
+        """Remove patches and checkpoints of a row that was measured."""
+        for part in self.parts(row):
+            place = self._place(row, part, folder)
+            if place != folder:
+                shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(place / "training", ignore_errors=True)
+            (place / "patch.safetensors").unlink(missing_ok=True)
+
+    @staticmethod
+    def _place(row: str, part: str, folder: Path) -> Path:
+        return folder if row == part else folder / part
 
     @staticmethod
     def _finite(patch: Patch) -> Patch:
@@ -128,12 +161,14 @@ def known_rows(names: Sequence[str]) -> list[str]:
     """Return the rows that are asked for.
 
     Raises:
-        Misconfigured: one is no eraser, nor several joined by `+`.
+        Misconfigured: one is no eraser, nor several joined by `+`, or leaves every concept in.
     """
     for name in names:
         parts = name.split("+")
         for part in parts:
             method_row("erasure", part)
+            if part in AGAINST_COPIES:
+                raise Misconfigured(f"`{part}` keeps copies of works from coming out and leaves concepts in: it is no row of a bench.", KEEPS)
         if len(set(parts)) < len(parts):
             raise Misconfigured(f"`{name}` names an eraser twice.", "A patch is put on once.")
     return list(names)

@@ -31,7 +31,8 @@ SHOWN = 4
 
 def text_vectors(denoiser: Denoiser, texts: Sequence[str]) -> np.ndarray:
     """Return the encoder's mean state of every text: float32, (n, width); what nearness between concepts is measured by."""
-    return denoiser.conditioning(list(texts)).states.mean(1).float().cpu().numpy()
+    blocks = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]  # of many, only the means are kept
+    return np.concatenate([denoiser.conditioning(list(block)).states.mean(1).float().cpu().numpy() for block in blocks])
 
 
 def concept_for(

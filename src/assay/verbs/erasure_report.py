@@ -16,9 +16,9 @@ from assay.jobs.outcome import Outcome
 from assay.record import Picture, Record, sha256_file, write_atomically
 from assay.reports.pictures import save_picture, small_png
 from assay.verbs import bench_pages as pages
+from assay.verbs.bench_rows import known_rows
 from assay.verbs.erasures import Bench
 from assay.verbs.evaluate import judge_for
-from assay.verbs.methods import method_row
 from assay.verbs.session import Session
 from assay.works import Works
 
@@ -48,7 +48,7 @@ def measured(
     Args:
         session: model, folder, seed and display.
         works: say which styles and titles there are; those of the built-in model if None.
-        methods: only these erasers.
+        methods: only these erasers, or several joined by `+`; the models are measured too.
         concepts: only these concepts.
         kind: of concepts that are not the bench's.
         patches: NAME=PATH of models to hold erasers against.
@@ -64,16 +64,14 @@ def measured(
         Missing: the model is not built in and no works are given.
         Misconfigured: there is no such method or setting.
     """
-    table = pages.works_of(session, works)
-    for name in methods:
-        method_row("erasure", name)
+    table, rows = pages.works_of(session, works), known_rows(methods)
     chosen, out = pages.settings_of(Settings(), settings), Path(session.out)
     listed = pages.choose(session, table, concepts, kind, subjects(table) if session.built_in else ())
     given = dict(pages.named(text) for text in patches)
-    bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given)
+    bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given, rows)
     pages.take(bench, stored_in / f"{NAME}.json", Results, "the bench of erasers")
     cells = [(name, row) for name, row in bench.planned if not concepts or name in concepts]
-    cells = [(name, row) for name, row in cells if not methods or row in MODELS or row in methods]
+    cells = [(name, row) for name, row in cells if not rows or row in (*MODELS, *rows)]
     if dry_run:
         left = bench.left(cells)
         planned = session.dry_run(**bench.cost(left))
@@ -90,7 +88,7 @@ def measured(
         image = bench.chapter_picture(about.name, found.of(about.name))
         return [] if image is None else [save_picture(image, where, "pictures.png", f"`{about.name}` under every row; same prompts and seeds.")]
 
-    options = {"results": stored_in, "concept": list(concepts), "methods": ",".join(methods), "kind": kind, "patch": list(patches)}
+    options = {"results": stored_in, "concept": list(concepts), "methods": ",".join(rows), "kind": kind, "patch": list(patches)}
     return write(found, folder, pictured, pages.again_of(session, NAME, works, settings, options), session.started)
 
 

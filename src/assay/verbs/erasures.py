@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as to_bytes
 
-from assay.benches.erasure import AGAIN, MODELS, REFERENCE, About, Cell, Results, Settings, Share, Subject, distances
+from assay.benches.erasure import AGAIN, ATTACKED, COMBINATIONS, MODELS, REFERENCE, About, Cell, Results, Settings, Share, Subject, distances
 from assay.denoiser import to_pictures
 from assay.errors import AssayError, Missing, NoRoom
 from assay.evaluation.features import fixed_features
@@ -57,6 +57,7 @@ class Bench:
         kept: the folder of the cells.
         settings: what every cell has in common.
         patches: models of the rows that are no erasers, by name: again, reference, or a training of the built-in world.
+        more: rows of several erasers besides those of the bench.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Bench:
         kept: Path,
         settings: Settings,
         patches: Mapping[str, Path],
+        more: Sequence[str] = (),
     ) -> None:
         """Know the methods and what they are set to.
 
@@ -76,7 +78,8 @@ class Bench:
         """
         self.session, self.works, self.judge, self.kept, self.settings = session, works, judge, kept, settings
         self.subjects = {subject.name: subject for subject in subjects}
-        self.rows = Rows(session, subjects, patches, MODELS)
+        self.rows, self.more = Rows(session, subjects, patches, MODELS), list(more)
+        self.joined = self.rows.together(kept, more)
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
         self.before: dict[tuple[str, str], Cell] = {}
         self.models_before: list[tuple[str, str]] = []
@@ -86,8 +89,9 @@ class Bench:
     @property
     def planned(self) -> list[tuple[str, str]]:
         """(concept, row) of every cell, the cheapest rows first."""
-        rows = [*MODELS, *self.rows.cheapest(list(self.rows.modules))]
-        return [(name, row) for row in rows for name, subject in self.subjects.items() if self.rows.there(subject, row)]
+        rows = [*MODELS, *self.rows.cheapest([*self.rows.modules, *self.joined])]
+        pairs = [(name, row) for row in rows for name, subject in self.subjects.items() if self.rows.there(subject, row)]
+        return [(name, row) for name, row in pairs if row not in COMBINATIONS or row in self.more or name in ATTACKED]
 
     def asked(self, name: str) -> Asked:
         """Return what is asked for a concept."""
@@ -131,15 +135,25 @@ class Bench:
 
     def take(self, stored: Results) -> None:
         """Count stored cells of this plan among those that are there, wherever they were made; what is not of this plan is left out."""
-        rows = [*MODELS, *self.rows.modules]
+        rows = [*MODELS, *self.rows.modules, *self.joined]
         for cell in stored.cells:
             if cell.concept in self.subjects and cell.row in rows and cell.plan == self.mark(cell.concept, cell.row):
                 given = self.rows.given(self.subjects[cell.concept], cell.row) if cell.row in MODELS else None
                 if given is None or given.digest == cell.patch:
                     self.before[cell.concept, cell.row] = cell
+        gone = {(cell.concept, cell.row) for cell in stored.cells if cell.row in MODELS} - set(self.before)
+
+        def lasts(concept: str, key: str) -> bool:
+            """Whether a distance or scale is to a model whose cell is still counted; to another model it is another distance."""
+            return (concept, key.partition(".")[0]) not in gone
+
+        for (concept, row), cell in self.before.items():
+            kid = {key: distance for key, distance in cell.kid.items() if lasts(concept, key)}
+            self.before[concept, row] = cell.model_copy(update={"kid": kid})
         taken = {concept for concept, _ in self.before}
         self.models_before = [pair for pair in stored.planned if pair[0] in taken and pair[1] in MODELS]  # planned where their patches were given
-        self.scales = {about.name: about.scale for about in stored.concepts if about.name in taken}
+        floors = [about for about in stored.concepts if about.name in taken and (about.name, AGAIN) not in gone]
+        self.scales = {about.name: {key: ends for key, ends in about.scale.items() if lasts(about.name, key)} for about in floors}
 
     def left(self, cells: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the cells that are not there yet, with the models that those are held against; a changed plan is refused.
@@ -188,14 +202,16 @@ class Bench:
         cell = Cell(concept=name, row=row)
         try:
             if row in MODELS:
-                patch = self.rows.given(self.subjects[name], row)
+                given = self.rows.given(self.subjects[name], row)
+                stack = [] if given is None else [given]
             else:
-                patch, cost = self.rows.made(row, asked.concept, folder.path)
+                stack, cost = self.rows.stacked(row, asked.concept, folder.path)
                 cell = cell.model_copy(update=cost)
-            guided = 1 if self.settings.guidance == 1 and not (patch and patch.rules) else 2
-            sampling = float(guided + (len(patch.rules[-1].prompts) if patch and patch.rules else 0))
-            cell = cell.model_copy(update={"sampling": sampling, "patch": "" if patch is None else patch.digest})
-            with Patched(denoiser, [] if patch is None else [(patch, 1.0)]):
+            rules = [rule for patch in stack for rule in patch.rules]
+            guided = 1 if self.settings.guidance == 1 and not rules else 2
+            sampling = float(guided + (len(rules[-1].prompts) if rules else 0))
+            cell = cell.model_copy(update={"sampling": sampling, "patch": "+".join(patch.digest for patch in stack)})
+            with Patched(denoiser, [(patch, 1.0) for patch in stack]):
                 bar = self.session.bar(f"{name}, {row}: pictures")
                 images = images_of(denoiser, asked.what.rows, seed=self.session.seed, **options, folder=folder / "shards", progress=bar)
             self._judge(cell, asked, images, folder)
@@ -207,8 +223,7 @@ class Bench:
             cell = cell.model_copy(update={"failed": str(error).splitlines()[0]})
             write_atomically(folder / "cell.json", cell.model_dump_json(indent=1).encode())
         shutil.rmtree(folder / "shards", ignore_errors=True)
-        shutil.rmtree(folder / "training", ignore_errors=True)
-        (folder / "patch.safetensors").unlink(missing_ok=True)
+        self.rows.clear(row, folder.path)
 
     def _judge(self, cell: Cell, asked: Asked, images: torch.Tensor, folder: OutFolder) -> None:
         """Judge the pictures and write the cell; the file that says it is done comes last."""

@@ -181,7 +181,7 @@ def judged(judge: JudgeLike, images: torch.Tensor, what: Scene) -> dict[str, tup
         said["five"] = (titles.known, titles.among_five, min(1.0, 5 * chance))
         if what.family:
             inside = np.array([named in what.family for named in titles.named], bool)
-            said["family"] = (titles.known, inside, min(1.0, len(what.family) * chance))
+            said["family"] = (titles.known, inside, judge.chance("title", what.family))
     return said
 
 
@@ -354,7 +354,8 @@ def evaluate(
 SHOWS_NOT = [
     "Accuracy is what a judge sees; the judge is a small network whose own accuracy on real unseen works is in the model card.",
     "A concept that no longer appears may be hidden, not removed: no attack has been tried here.",
-    "Distance from the base says that images differ, not that they are worse.",
+    "Neighbours are also what erasers are told to put in its place or to preserve, and so is part of everything else, of a style every other style.",
+    "Distance from the base says that images differ, not that they are worse; in the judge's features it sees means move, hardly spreads.",
 ]
 
 
@@ -387,8 +388,7 @@ def picture_of(what: Scene, base: torch.Tensor, made: torch.Tensor, folder: OutF
     """Save a picture of some prompts of every part, base beside model."""
     chosen = [index for indices in what.groups.values() for index in indices[:shown]]
     rows = [to_pictures(torch.stack([base[index], made[index]])) for index in chosen]
-    image = grid(
-        rows, [f"{what.rows[index].title or what.rows[index].prompt}, {what.rows[index].style or ''}" for index in chosen], ["base", "model"], scale=2
-    )
+    labels = [f"{what.rows[index].title or what.rows[index].prompt}, {what.rows[index].style or ''}" for index in chosen]
+    image = grid(rows, labels, ["base", "model"], scale=max(1, 128 // base.shape[-1]))
     path = folder.path if isinstance(folder, OutFolder) else folder
     return save_picture(image, path, "evaluate.png", "The same prompts and seeds under the base and under the model.")

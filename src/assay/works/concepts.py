@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,8 +19,8 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 
 def styles(works: Works) -> list[str]:
     """Return the styles of the works, most frequent first."""
-    names = [name for name in works.column("style") if name]
-    return sorted(set(names), key=lambda name: (-names.count(name), name))
+    often = Counter(name for name in works.column("style") if name)
+    return sorted(often, key=lambda name: (-often[name], name))
 
 
 def titles(works: Works) -> list[str]:

@@ -39,9 +39,9 @@ SCHEMA = pa.schema([
 ])
 """The columns. `id` is SHA-256 of size and RGB, `file_hash` SHA-256 of the file it came from, `image` a lossless WebP, `group` "group/subgroup",
 `split` member, calibration or holdout, `copies` how often training shows it per epoch (0: never), `cluster` its near-duplicates,
-`attributes` whatever else is declared of it (canary, gender, skin_tone, subset)."""
+`attributes` whatever else is declared of it (canary, gender, skin_tone, subset). What says no split is a member; of what says no `copies` members are
+shown once and others never; of what says no cluster it is -1."""
 
-DEFAULTS: dict[str, Any] = {"split": "member", "copies": 1, "cluster": -1}
 GROUP_WORKS, GROUP_BYTES = 512, 16 * 2**20
 """The most that one row group of a file holds: what is in memory when pictures are read one after another."""
 COMPRESSION: Any = {name: "none" if name == "image" else "zstd" for name in SCHEMA.names}
@@ -64,7 +64,7 @@ class Works:
     """Captioned works in memory, one row each.
 
     Args:
-        table: an Arrow table with the columns of `SCHEMA`; absent optional columns are filled with nulls.
+        table: an Arrow table with the columns of `SCHEMA`; optional columns may be absent, or have gaps.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -73,16 +73,20 @@ class Works:
         Raises:
             BadInput: a required column is absent or has gaps, or a work has no caption.
         """
-        columns = []
+        columns: dict[str, Any] = {}
         for field in SCHEMA:
             if field.name in table.column_names:
-                columns.append(table.column(field.name).cast(field.type))
-                if columns[-1].null_count and not field.nullable:
-                    raise BadInput(f"{columns[-1].null_count} works have no `{field.name}`.", "Import them with `assay works import`.")
+                columns[field.name] = table.column(field.name).cast(field.type)
+                if (gaps := columns[field.name].null_count) and not field.nullable:
+                    raise BadInput(f"{gaps} works have no `{field.name}`.", "Import them with `assay works import`.")
             elif not field.nullable:
                 raise BadInput(f"The works have no column `{field.name}`.", "Import them with `assay works import`.")
             else:
-                columns.append(pa.array([DEFAULTS.get(field.name)] * len(table), field.type))
+                columns[field.name] = pa.chunked_array([pa.nulls(len(table), field.type)])
+        columns["split"] = pc.fill_null(columns["split"], "member")
+        once, never = pa.scalar(1, pa.int32()), pa.scalar(0, pa.int32())
+        columns["copies"] = pc.coalesce(columns["copies"], pc.if_else(pc.equal(columns["split"], "member"), once, never))
+        columns["cluster"] = pc.fill_null(columns["cluster"], -1)
         self.table = pa.table(columns, schema=SCHEMA)
         captions = self.table.column("captions")
         if bare := sum(not texts or None in texts for batch in captions.chunks for texts in batch.to_pylist()):
@@ -90,8 +94,8 @@ class Works:
 
     @classmethod
     def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Works:
-        """Build from dicts with the keys of `SCHEMA`; missing keys take their defaults."""
-        filled = [{field.name: row.get(field.name, DEFAULTS.get(field.name)) for field in SCHEMA} for row in rows]
+        """Build from dicts with the keys of `SCHEMA`, of which optional ones may be missing."""
+        filled = [{field.name: row.get(field.name) for field in SCHEMA} for row in rows]
         return cls(pa.Table.from_pylist(filled, schema=SCHEMA))
 
     @classmethod
