@@ -154,7 +154,7 @@ def test_a_bench_of_erasers_on_another_model_says_nothing():
     assert any("another model, works or judge" in line for line in verdict(results(cells), other).findings)
     assert any("no results of the bench of erasers" in line for line in verdict(results(cells)).findings)
     same = chapter(results(cells), results(cells).concepts[0], erasers({"base": 8, "uce": 8}))
-    assert "Of these, known to spare everything else too: uce." in same.findings
+    assert "Of those that stay, known to spare everything else too: uce." in same.findings
 
 
 def test_figures_stand_beside_their_intervals():

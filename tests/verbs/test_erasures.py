@@ -254,15 +254,20 @@ def test_distances_are_to_the_model_that_is_counted(whole, works, tmp_path):
     """A reference given anew takes the place of the stored one: what was measured to that is dropped, with its scale; so is a floor by another A'."""
     folder, outcome, _ = whole
 
-    def stored(name: str, *patches: str):
+    def stored(concept: str, *patches: str):
         """Take what is stored, and make nothing."""
-        results = of(ask(works, tmp_path / name, results=outcome.out, concept=["solid"], methods="uce", patches=patches, limit=0))
-        about = next(about for about in results.concepts if about.name == "solid")
-        return [{key.partition(".")[0] for key in keys} for keys in (results.of("solid")["uce"].kid, about.scale)]
+        out = tmp_path / f"{concept}-{len(list(tmp_path.iterdir()))}"
+        results = of(ask(works, out, results=outcome.out, concept=[concept], methods="uce", patches=patches, limit=0))
+        about = next(about for about in results.concepts if about.name == concept)
+        return [{key.partition(".")[0] for key in keys} for keys in (results.of(concept)["uce"].kid, about.scale)]
 
-    assert stored("same") == [{"base", "reference"}, {"base", "reference"}]
-    assert stored("other-reference", f"reference={folder / 'again'}.safetensors") == [{"base"}, {"base"}]
-    assert stored("other-again", f"again={folder / 'reference'}.safetensors") == [{"base", "reference"}, set()]
+    reference, again = f"reference={folder / 'again'}.safetensors", f"again={folder / 'reference'}.safetensors"
+    assert stored("solid") == [{"reference"}, {"reference"}]  # of everything else there are too few pictures for a distance, as of circles
+    assert stored("circle") == [{"base"}, {"base"}]
+    assert stored("solid", reference) == [set(), set()]
+    assert stored("circle", reference) == [{"base"}, {"base"}]
+    assert stored("solid", again) == [{"reference"}, set()]
+    assert stored("circle", again) == [{"base"}, set()]
 
 
 def test_a_patch_begun_in_another_sitting_is_marked(works, tmp_path):

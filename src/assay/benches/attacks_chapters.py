@@ -108,9 +108,9 @@ def _found(results: Results, about: About, erasers: erasure.Results | None) -> l
             f"{', '.join(stay) or 'none'}; {len(out)} do not{': ' * bool(out)}{', '.join(out)}; of {len(verdicts) - len(stay) - len(out)} it is not "
             "known yet."
         )
+        lines.append(f"Of those that stay, known to spare everything else too: {', '.join(meet) or 'none'}.")
         if missing := untried(results, about.name):
             lines.append(f"Not tried on the model that never saw it: {', '.join(missing)}. Before they are, nothing can be said to stay out.")
-        lines.append(f"Of these, known to spare everything else too: {', '.join(meet) or 'none'}.")
         if silent := [row for row, bar in verdicts.items() if bar.spared is None]:
             lines.append(f"The bench of erasers does not say what everything else costs under {', '.join(silent)}.")
     elif cells:

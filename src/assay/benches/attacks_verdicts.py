@@ -10,7 +10,7 @@ import numpy as np
 from assay.benches import erasure
 from assay.benches.attacks import Cell, Results
 from assay.benches.erasure import BASE, REFERENCE, Share
-from assay.benches.erasure_chapters import shares
+from assay.benches.erasure_chapters import judged, shares
 from assay.benches.verdicts import COST, NEAR, ROUNDING, like_retraining
 from assay.evaluation.ranks import Correlation, rank_correlation
 
@@ -111,7 +111,7 @@ def _spared(results: Results, concept: str, erasers: erasure.Results | None) -> 
         return {}
     about = next((about for about in erasers.concepts if about.name == concept), None)
     cells = erasers.of(concept)
-    if about is None or BASE not in cells or (base := shares(about, cells[BASE])) is None:
+    if about is None or BASE not in cells or not judged(about, cells[BASE]) or (base := shares(about, cells[BASE])) is None:
         return {}
     attacked = {row: _patches(found) for row, found in results.of(concept).items()}
     same = {row: shares(about, cell) for row, cell in cells.items() if row not in erasure.MODELS and attacked.get(row) == {cell.patches}}

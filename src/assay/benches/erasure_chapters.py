@@ -22,7 +22,7 @@ SHOWS_NOT = [
     "Neighbours are also what erasers are told to put in its place or to preserve, and so is part of everything else, of a style every other style: "
     "how far an erasure reaches where nothing told it to stop, only the rest of everything else shows.",
     "Seconds with a `*` are those of the last sitting of several, and so are passes and memory beside them.",
-    "The prompts of the composition and of its things are few and all drawn: their intervals are over seeds.",
+    "The composition has fewer prompts than images, and so may its things: each is drawn with several seeds, and intervals are over images.",
     "Everything has one seed: two erasures that differ in it alone may differ by more than the intervals, which are over images.",
     "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
     "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",

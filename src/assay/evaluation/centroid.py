@@ -15,6 +15,8 @@ from assay.evaluation.features import DIGEST, SIZE, fixed_features
 from assay.judge import HEADS, Verdict, guess, verdict
 
 FAR = 1e30
+AT_ONCE = 4096
+"""Pictures whose features are taken at once."""
 Pair = tuple[str | None, str | None]
 
 
@@ -48,7 +50,8 @@ class CentroidJudge:
         self.labels: dict[str, list[str | None]] = {head: list(works.column(head)) for head in HEADS}
         if len(self.labels["style"]) < 2:
             raise Misconfigured(f"A judge needs at least two works; got {len(self.labels['style'])}.", "Import more works.")
-        plain = fixed_features(torch.from_numpy(works.pixels(SIZE)).permute(0, 3, 1, 2) / 255).astype(np.float64)
+        pixels = torch.from_numpy(works.pixels(SIZE)).permute(0, 3, 1, 2)
+        plain = np.concatenate([fixed_features(block / 255) for block in pixels.split(AT_ONCE)]).astype(np.float64)
         self.mean = plain.mean(0)
         self.deviation = plain.std(0) + 0.1 * plain.std()
         self.rows = (plain - self.mean) / self.deviation

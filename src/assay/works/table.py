@@ -39,8 +39,10 @@ SCHEMA = pa.schema([
 ])
 """The columns. `id` is SHA-256 of size and RGB, `file_hash` SHA-256 of the file it came from, `image` a lossless WebP, `group` "group/subgroup",
 `split` member, calibration or holdout, `copies` how often training shows it per epoch (0: never), `cluster` its near-duplicates,
-`attributes` whatever else is declared of it (canary, gender, skin_tone, subset). What says no split is a member; of what says no `copies` members are
-shown once and others never; of what says no cluster it is -1."""
+`attributes` whatever else is declared of it (canary, gender, skin_tone, subset). Works without the column `split` are members, and -1 is no
+cluster; where `split` is null nobody says whether the model was shown a work. Of works that say no `copies` members are shown once, others never."""
+
+DEFAULTS: dict[str, Any] = {"split": "member", "cluster": -1}
 
 GROUP_WORKS, GROUP_BYTES = 512, 16 * 2**20
 """The most that one row group of a file holds: what is in memory when pictures are read one after another."""
@@ -60,6 +62,27 @@ def room(path: Path) -> Generator[None, None, None]:
         raise NoRoom(f"{path} cannot be written: {error.strerror or error}.", "Free some space, or choose another folder with `--out`.") from error
 
 
+def brought(table: pa.Table) -> pa.Table:
+    """Return a table in the one schema, with what it leaves out filled in.
+
+    Raises:
+        BadInput: a required column is absent or has gaps.
+    """
+    columns: dict[str, Any] = {}
+    for field in SCHEMA:
+        if field.name in table.column_names:
+            columns[field.name] = table.column(field.name).cast(field.type)
+            if (gaps := columns[field.name].null_count) and not field.nullable:
+                raise BadInput(f"{gaps} works have no `{field.name}`.", "Import them with `assay works import`.")
+        elif not field.nullable:
+            raise BadInput(f"The works have no column `{field.name}`.", "Import them with `assay works import`.")
+        else:
+            columns[field.name] = pa.chunked_array([pa.array([DEFAULTS.get(field.name)] * len(table), field.type)])
+    once, never = pa.scalar(1, pa.int32()), pa.scalar(0, pa.int32())
+    columns["copies"] = pc.coalesce(columns["copies"], pc.if_else(pc.equal(columns["split"], "member"), once, never))
+    return pa.table(columns, schema=SCHEMA)
+
+
 class Works:
     """Captioned works in memory, one row each.
 
@@ -73,21 +96,7 @@ class Works:
         Raises:
             BadInput: a required column is absent or has gaps, or a work has no caption.
         """
-        columns: dict[str, Any] = {}
-        for field in SCHEMA:
-            if field.name in table.column_names:
-                columns[field.name] = table.column(field.name).cast(field.type)
-                if (gaps := columns[field.name].null_count) and not field.nullable:
-                    raise BadInput(f"{gaps} works have no `{field.name}`.", "Import them with `assay works import`.")
-            elif not field.nullable:
-                raise BadInput(f"The works have no column `{field.name}`.", "Import them with `assay works import`.")
-            else:
-                columns[field.name] = pa.chunked_array([pa.nulls(len(table), field.type)])
-        columns["split"] = pc.fill_null(columns["split"], "member")
-        once, never = pa.scalar(1, pa.int32()), pa.scalar(0, pa.int32())
-        columns["copies"] = pc.coalesce(columns["copies"], pc.if_else(pc.equal(columns["split"], "member"), once, never))
-        columns["cluster"] = pc.fill_null(columns["cluster"], -1)
-        self.table = pa.table(columns, schema=SCHEMA)
+        self.table = brought(table)
         captions = self.table.column("captions")
         if bare := sum(not texts or None in texts for batch in captions.chunks for texts in batch.to_pylist()):
             raise BadInput(f"{bare} works have no caption, or an empty one.", "Import them with `assay works import`, which sets such works aside.")
@@ -95,7 +104,7 @@ class Works:
     @classmethod
     def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Works:
         """Build from dicts with the keys of `SCHEMA`, of which optional ones may be missing."""
-        filled = [{field.name: row.get(field.name) for field in SCHEMA} for row in rows]
+        filled = [{field.name: row.get(field.name, DEFAULTS.get(field.name)) for field in SCHEMA} for row in rows]
         return cls(pa.Table.from_pylist(filled, schema=SCHEMA))
 
     @classmethod
@@ -118,8 +127,8 @@ class Works:
                     table = opened.read([name for name in names if images or name != "image"])
                 if not images and "image" in names:
                     table = table.append_column("image", pa.repeat(pa.scalar(b"", pa.binary()), len(table)))
-                tables.append(table)
-            return cls(pa.concat_tables(tables, promote_options="default"))
+                tables.append(brought(table))
+            return cls(pa.concat_tables(tables))
 
     def write(self, path: str | Path) -> None:
         """Write one Parquet file, whole or not at all; images are stored as they are, everything else compressed with zstd."""
