@@ -244,6 +244,7 @@ def test_erasers_are_measured_together(works, tmp_path):
     rows = of(outcome).of("circle")
     alone, both = [rows["uce"], rows["negative_prompt"]], rows["uce+negative_prompt"]
     assert not both.failed
+    assert len(of(outcome).planned) == 17  # the base, fifteen erasers, and the one row of two that was asked for
     assert both.patches == tuple(cell.patch for cell in alone)
     assert (both.sampling, both.patch_bytes) == (3, sum(cell.patch_bytes for cell in alone))
     assert [path.name for path in (tmp_path / "out-kept/circle/uce+negative_prompt").iterdir() if path.is_dir()] == []

@@ -25,7 +25,7 @@ from PIL import Image
 from assay import settings as method_settings
 from assay.attacks.target import Attack, Clock, Target
 from assay.benches.attacks import MODELS, About, Cell, Results, Settings
-from assay.benches.erasure import BASE, REFERENCE, Share, Subject
+from assay.benches.erasure import BASE, COMBINATIONS, REFERENCE, Share, Subject
 from assay.concept import Concept
 from assay.denoiser import Denoiser, to_pictures
 from assay.errors import AssayError, NoRoom, Unsupported
@@ -333,7 +333,8 @@ class Bench:
             pairs = [(row, attack) for row in dict.fromkeys([*MODELS, *rows]) for attack in self.attacks]
             there = [cell for pair in pairs if (cell := self.cell(name, *pair) or self.before.get((name, *pair)))]
             there = [cell.model_copy(update={"plan": self.mark(name, cell.row, cell.attack)}) for cell in there]
-            rows = [row for row in dict.fromkeys([*MODELS, *rows]) if row in rows or any(cell.row == row for cell in there)]
+            plan = [row for row in rows if row not in self.joined or row in COMBINATIONS]  # others were asked for on some concept
+            rows = [row for row in dict.fromkeys([*MODELS, *rows]) if row in plan or any(cell.row == row for cell in there)]
             more = {"anchor": concept.anchor, "members": list(concept.members), "rows": rows}
             concepts.append(About(name=name, kind=subject.kind, reference=subject.reference, **more))
             cells += there

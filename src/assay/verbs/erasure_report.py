@@ -70,7 +70,7 @@ def measured(
     given = dict(pages.named(text) for text in patches)
     bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given, rows)
     pages.take(bench, stored_in / f"{NAME}.json", Results, "the bench of erasers")
-    cells = [(name, row) for name, row in bench.planned if not concepts or name in concepts]
+    cells = [(name, row) for name, row in (bench.possible if rows else bench.planned) if not concepts or name in concepts]
     cells = [(name, row) for name, row in cells if not rows or row in (*MODELS, *rows)]
     if dry_run:
         left = bench.left(cells)

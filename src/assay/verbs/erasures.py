@@ -78,7 +78,7 @@ class Bench:
         """
         self.session, self.works, self.judge, self.kept, self.settings = session, works, judge, kept, settings
         self.subjects = {subject.name: subject for subject in subjects}
-        self.rows, self.more = Rows(session, subjects, patches, MODELS), list(more)
+        self.rows = Rows(session, subjects, patches, MODELS)
         self.joined = self.rows.together(kept, more)
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
         self.before: dict[tuple[str, str], Cell] = {}
@@ -88,10 +88,14 @@ class Bench:
 
     @property
     def planned(self) -> list[tuple[str, str]]:
-        """(concept, row) of every cell, the cheapest rows first."""
+        """(concept, row) of every cell of the bench, the cheapest rows first; several erasers only on what is attacked."""
+        return [(name, row) for name, row in self.possible if row not in self.joined or (row in COMBINATIONS and name in ATTACKED)]
+
+    @property
+    def possible(self) -> list[tuple[str, str]]:
+        """(concept, row) of every cell that can be asked for: those of the bench, and rows of several erasers on any concept."""
         rows = [*MODELS, *self.rows.cheapest([*self.rows.modules, *self.joined])]
-        pairs = [(name, row) for row in rows for name, subject in self.subjects.items() if self.rows.there(subject, row)]
-        return [(name, row) for name, row in pairs if row not in COMBINATIONS or row in self.more or name in ATTACKED]
+        return [(name, row) for row in rows for name, subject in self.subjects.items() if self.rows.there(subject, row)]
 
     def asked(self, name: str) -> Asked:
         """Return what is asked for a concept."""
@@ -273,8 +277,7 @@ class Bench:
         """Gather the cells that are there, with the distances between them."""
         cells, about = [], []
         for name, subject in self.subjects.items():
-            rows = [row for concept, row in self.planned if concept == name]
-            rows = list(dict.fromkeys([*MODELS, *rows]))
+            rows = list(dict.fromkeys([*MODELS, *(row for concept, row in self.possible if concept == name)]))
             made = {row: cell for row in rows if (cell := self.cell(name, row))}
             before = {row: cell for row in rows if (cell := self.before.get((name, row)))}
             what = self.asked(name).what
