@@ -6,12 +6,15 @@ compute the same function.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import warnings
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+
+from assay.errors import Unsupported
 
 Precision = Literal["fp32", "bf16"]
 
@@ -38,3 +41,26 @@ def unfused_attention(unet: Any) -> Generator[None]:
         yield
     finally:
         unet.set_attn_processor(kept)
+
+
+def compiled(module: torch.nn.Module) -> Callable[..., Any]:
+    """Return the module's forward pass compiled at its first call, which takes a minute or two: the same function, up to rounding.
+
+    Raises:
+        Unsupported: at the first call, where this machine cannot compile it.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    fast = torch.compile(module)
+
+    def forward(*args: Any, **options: Any) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # diffusers' own, of constants
+                return fast(*args, **options)
+        except TorchDynamoException as error:
+            first = " ".join(str(error).split("\n")[:2])
+            hint = "It needs a C++ compiler; without `--compile` the training goes on as it is."
+            raise Unsupported(f"torch cannot compile the model here: {first}", hint) from error
+
+    return forward

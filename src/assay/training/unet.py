@@ -15,7 +15,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from assay.training.loop import Progress, Run, Schedule, trainable
-from assay.training.precision import Precision, autocast, unfused_attention
+from assay.training.precision import Precision, autocast, compiled, unfused_attention
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def train(
     folder: Path | None = None,
     plan: str = "",
     until: int | None = None,
+    compile: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Train `unet` in place up to step `until` and return the run, whose `use_average` puts the averaged weights in.
@@ -114,6 +115,7 @@ def train(
         folder: of the checkpoint.
         plan: what the checkpoint belongs to.
         until: the step to stop after; None trains to the end.
+        compile: let torch compile the passes first.
         progress: called after every step.
     """
     device = unet.device
@@ -123,6 +125,7 @@ def train(
     snr = alphas / (1 - alphas)
     weights = snr.clamp(settings.floor, settings.gamma) / snr if settings.gamma else torch.ones_like(snr)
     batch = settings.schedule.batch
+    forward = compiled(unet) if compile else unet
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         work, which = shown.draw(batch, rng)
@@ -133,7 +136,7 @@ def train(
         noise = torch.randn(clean.shape, generator=rng).to(device)
         scale = alphas[t][:, None, None, None].to(device)
         with autocast(settings.precision, device):
-            predicted = unet(scale.sqrt() * clean + (1 - scale).sqrt() * noise, t.to(device), text[which.to(device)]).sample
+            predicted = forward(scale.sqrt() * clean + (1 - scale).sqrt() * noise, t.to(device), text[which.to(device)]).sample
         return ((predicted.float() - noise).square().mean((1, 2, 3)) * weights[t].to(device)).mean()
 
     unet.train().requires_grad_(True)
