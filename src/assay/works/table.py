@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Works:
         """
         self.table = brought(table)
         captions = self.table.column("captions")
-        if bare := sum(not texts or None in texts for batch in captions.chunks for texts in batch.to_pylist()):
+        if bare := sum(map(uncaptioned, captions.chunks)):
             raise BadInput(f"{bare} works have no caption, or an empty one.", "Import them with `assay works import`, which sets such works aside.")
 
     @classmethod
@@ -209,11 +210,28 @@ class Works:
                 if name != "id" and alike(column):
                     fields.append(f"({name!r}, {column[0].as_py()!r})".replace("%", "%%"))
                 else:
-                    fields.append(f"({name!r}, %r)")
-                    varied.append(column.to_pylist())
+                    fields.append(f"({name!r}, %s)")
+                    varied.append(written(column))
             row = f"[{', '.join(fields)}]"  # repr(sorted(row.items())), without a dict a row
             digest.update("".join(row % values for values in zip(*varied, strict=True)).encode())
         return digest.hexdigest()
+
+
+def uncaptioned(captions: pa.Array) -> int:
+    """Return how many works of a batch have no caption, or an empty one."""
+    bare = pc.equal(pc.list_value_length(captions), 0)
+    if captions.flatten().null_count:
+        bare = pa.array([not texts or None in texts for texts in captions.to_pylist()])
+    return pc.sum(bare, min_count=0).as_py()
+
+
+def written(column: pa.Array) -> Iterable[str]:
+    """Return how Python writes each value of a column; lists of many works without a list a work."""
+    if not pa.types.is_list(column.type) or column.null_count:
+        return map(repr, column.to_pylist())
+    ends = (column.offsets.to_numpy() - column.offsets[0].as_py()).tolist()
+    texts = [repr(text) for text in column.flatten().to_pylist()]
+    return (f"[{', '.join(texts[start:end])}]" for start, end in pairwise(ends))
 
 
 def alike(column: pa.Array) -> bool:
