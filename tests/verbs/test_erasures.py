@@ -163,6 +163,17 @@ def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tm
     assert not list((tmp_path / "third-kept").rglob("cell.json"))
 
 
+def test_a_floor_measured_later_serves_distances_to_a_reference_that_is_gone(whole, works, tmp_path):
+    """First with a reference and without A', then elsewhere with A' alone: floor and ceiling are those of one sitting with both."""
+    _, outcome, (again, reference) = whole
+    first = ask(works, tmp_path / "first", concept=["solid"], methods="uce", patches=[reference])
+    assert of(first).concepts[0].scale == {}
+    later = ask(works, tmp_path / "later", results=first.out, concept=["solid"], methods="uce", patches=[again])
+    scale = of(later).concepts[0].scale
+    assert scale.keys() == {"reference.fixed", "reference.judge"}
+    assert scale == of(outcome).concepts[0].scale
+
+
 def test_stored_cells_of_another_plan_are_not_taken(whole, works, tmp_path):
     """Of another seed: the base and UCE of one concept are priced anew, two cells."""
     _, outcome, _ = whole

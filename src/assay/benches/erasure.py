@@ -277,7 +277,8 @@ def distances(
         prompts: of every picture; those of one prompt are no independent pairs, unless a part has so few prompts that seeds must do.
 
     Returns:
-        Row -> base.SPACE and reference.SPACE -> distance; and of each its floor and ceiling, where A' is there (and the reference for its own).
+        Row -> base.SPACE and reference.SPACE -> distance; and of each its floor, where A' is there, and its ceiling (for the reference's own, where
+        that is there).
     """
     target = list(groups["target"])
     stay = [index for part, indices in groups.items() if part != "target" for index in indices]
@@ -286,16 +287,19 @@ def distances(
     for space in sorted({space for found in features.values() for space in found}):
         found = {row: spaces[space] for row, spaces in features.items()}
         for to, other, places in (("base", BASE, stay), ("reference", REFERENCE, target)):
-            if other not in found or len(places) < FEWEST:
+            if len(places) < FEWEST:
                 continue
             of = None if prompts is None else [prompts[place] for place in places]
             of = of if of and len(set(of)) >= FEWEST else None
-            between = {row: paired(rows[places], found[other][places], of, seed=seed, draws=1) for row, rows in found.items() if row != other}
+            against = [row for row in found if row != other] if other in found else []
+            between = {row: paired(found[row][places], found[other][places], of, seed=seed, draws=1) for row in against}
             for row, estimate in between.items():
                 kid[row][f"{to}.{space}"] = Distance(value=estimate.value, low=estimate.low, high=estimate.high, n=len(set(of or places)))
             if BASE in found and AGAIN in found:
-                floor = paired(found[AGAIN][places], found[BASE][places], of, seed=seed, draws=1).value
-                if to == "reference" or len(target) > 1:
-                    ceiling = mmd2(found[BASE][stay], found[BASE][target]) if to == "base" else between[BASE].value
-                    scale[f"{to}.{space}"] = {"floor": floor, "ceiling": ceiling}
+                ends = {"floor": paired(found[AGAIN][places], found[BASE][places], of, seed=seed, draws=1).value}
+                if to == "base" and len(target) > 1:
+                    ends["ceiling"] = mmd2(found[BASE][stay], found[BASE][target])
+                elif to == "reference" and BASE in between:
+                    ends["ceiling"] = between[BASE].value
+                scale[f"{to}.{space}"] = ends
     return kid, scale

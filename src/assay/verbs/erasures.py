@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as to_bytes
 
-from assay.benches.erasure import AGAIN, ATTACKED, COMBINATIONS, MODELS, REFERENCE, About, Cell, Results, Settings, Share, Subject, distances
+from assay.benches.erasure import AGAIN, ATTACKED, BASE, COMBINATIONS, MODELS, REFERENCE, About, Cell, Results, Settings, Share, Subject, distances
 from assay.denoiser import to_pictures
 from assay.errors import AssayError, Missing, NoRoom
 from assay.evaluation.features import fixed_features
@@ -286,7 +286,9 @@ class Bench:
                 known = before[row].kid if row in before else {}
                 cell = made.get(row) or before[row]
                 cells.append(cell.model_copy(update={"plan": self.mark(name, row), "kid": known | kid.get(row, {})}))
-            scale = self.scales.get(name, {}) | scale
+            ceilings = {key: distance.value for key, distance in (before[BASE].kid if BASE in before else {}).items()}  # of pictures that are gone
+            scale = {key: ends if "ceiling" in ends or key not in ceilings else ends | {"ceiling": ceilings[key]} for key, ends in scale.items()}
+            scale = self.scales.get(name, {}) | {key: ends for key, ends in scale.items() if "ceiling" in ends}
             concept = self.asked(name).concept
             things = list(self.asked(name).things)
             heads = {"target": subject.target_head, **dict.fromkeys(["neighbours", "rest", *things], subject.stay_head)}
