@@ -80,26 +80,34 @@ def paired(
     Raises:
         Misconfigured: the samples differ in length, or have fewer than four prompts.
     """
-    first, second = _checked(first), _checked(second)
-    labels = np.unique([str(name) for name in (range(len(first)) if groups is None else groups)], return_inverse=True)[1]
-    prompts = int(labels.max()) + 1
-    if first.shape != second.shape or len(labels) != len(first) or prompts < 4:
-        raise Misconfigured(f"Pairing needs two samples of the same four or more prompts; got {len(first)} and {len(second)} rows.", "Pair them.")
-    between = _kernel(first, second)
-    table = _kernel(first, first) + _kernel(second, second) - between - between.T
-    member = np.equal.outer(np.arange(prompts), labels).astype(np.float64)  # (prompts, n)
-    sums = member @ table @ member.T
-    sizes = member.sum(1)
-    np.fill_diagonal(sums, 0.0)
+    sums, sizes = _by_prompt(first, second, groups)
     pairs = sizes.sum() ** 2 - (sizes**2).sum()
-    value = sums.sum() / pairs
-    without = (sums.sum() - 2 * sums.sum(1)) / (pairs - 2 * sizes * (sizes.sum() - sizes))
-    deviation = float(np.sqrt((prompts - 1) / prompts * ((without - without.mean()) ** 2).sum()))
-    half = float(norm.ppf((1 + level) / 2)) * deviation
-    signs = numpy_generator(seed, "exchange").choice([-1.0, 1.0], (draws, prompts))
+    value, half = sums.sum() / pairs, _half(_left_out(sums, sizes), level)
+    signs = numpy_generator(seed, "exchange").choice([-1.0, 1.0], (draws, len(sums)))
     null = ((signs @ sums) * signs).sum(1) / pairs
     share = (1 + int((null >= value).sum())) / (1 + draws)
     return Paired(float(value), float(value) - half, float(value) + half, float(np.quantile(null, level)), share)
+
+
+def nearer(first: np.ndarray, other: np.ndarray, second: np.ndarray, groups: Sequence[object] | None = None, *, level: float = 0.95) -> Estimate:
+    """Return by how much KID between `first` and `second` exceeds that between `other` and `second`, all three on the same prompts and seeds.
+
+    Both are estimated as by `paired`. The interval is the jackknife's over prompts of their difference, which what the prompts share does not widen.
+
+    Args:
+        first: features (n, d).
+        other: features of the same prompts and seeds (n, d).
+        second: features of the same prompts and seeds (n, d).
+        groups: the prompt of every row, where several rows share one.
+        level: of the interval.
+
+    Raises:
+        Misconfigured: the samples differ in length, or have fewer than four prompts.
+    """
+    sums, sizes = _by_prompt(first, second, groups)
+    sums = sums - _by_prompt(other, second, groups)[0]
+    value, half = float(sums.sum() / (sizes.sum() ** 2 - (sizes**2).sum())), _half(_left_out(sums, sizes), level)
+    return Estimate(value, value - half, value + half)
 
 
 def floor(features: np.ndarray, *, seed: int, repeats: int = 50) -> Estimate:
@@ -117,6 +125,37 @@ def floor(features: np.ndarray, *, seed: int, repeats: int = 50) -> Estimate:
     found = [mmd2(features[order[:half]], features[order[half : 2 * half]]) for order in orders]
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(float(np.mean(found)), float(low), float(high))
+
+
+def _by_prompt(first: np.ndarray, second: np.ndarray, groups: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of h over the rows of each two prompts, those of one prompt left out: (prompts, prompts), and how many rows each prompt has.
+
+    Raises:
+        Misconfigured: the samples differ in length, or have fewer than four prompts.
+    """
+    first, second = _checked(first), _checked(second)
+    labels = np.unique([str(name) for name in (range(len(first)) if groups is None else groups)], return_inverse=True)[1]
+    prompts = int(labels.max()) + 1
+    if first.shape != second.shape or len(labels) != len(first) or prompts < 4:
+        raise Misconfigured(f"Pairing needs two samples of the same four or more prompts; got {len(first)} and {len(second)} rows.", "Pair them.")
+    between = _kernel(first, second)
+    table = _kernel(first, first) + _kernel(second, second) - between - between.T
+    member = np.equal.outer(np.arange(prompts), labels).astype(np.float64)  # (prompts, n)
+    sums = member @ table @ member.T
+    np.fill_diagonal(sums, 0.0)
+    return sums, member.sum(1)
+
+
+def _left_out(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the estimate without each prompt in turn: (prompts,)."""
+    pairs = sizes.sum() ** 2 - (sizes**2).sum()
+    return (sums.sum() - 2 * sums.sum(1)) / (pairs - 2 * sizes * (sizes.sum() - sizes))
+
+
+def _half(without: np.ndarray, level: float) -> float:
+    """Return half the width of the jackknife's interval."""
+    deviation = np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
+    return float(norm.ppf((1 + level) / 2)) * float(deviation)
 
 
 def _checked(features: np.ndarray) -> np.ndarray:
