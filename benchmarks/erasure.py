@@ -1,7 +1,9 @@
 """Every eraser on nine concepts, judged against retraining: `benchmarks/erasure.json` and `benchmarks/erasure.png`.
 
     python benchmarks/erasure.py [--folder out/bench-erasure] [--limit SECONDS] [--patch again=PATH] [--patch no-noto=PATH] ...
-                                 [--methods A,B] [--concept NAME]
+                                 [--methods A,B] [--concept NAME] [--seed N]
+
+With another seed than 0 it measures what is attacked again: `benchmarks/erasure-seed-N.json`.
 
 Hours on two cores (`assay bench erasure --measure --dry-run` says how many here). It goes on where it was, also on another machine: cells that are in
 `benchmarks/erasure.json` are not made again. It writes what there is.
@@ -15,6 +17,7 @@ import sys
 from pathlib import Path
 
 import assay
+from assay.verbs.erasure_report import name_of
 
 HERE = Path(__file__).parent
 
@@ -33,16 +36,18 @@ class Lines:
 def main() -> None:
     """Measure and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("out/bench-erasure"))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float)
     parser.add_argument("--patch", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--methods")
     parser.add_argument("--concept", action="append", default=[])
     options = parser.parse_args()
-    chosen = {"methods": options.methods, "concept": options.concept, "patches": options.patch}
+    chosen = {"methods": options.methods, "concept": options.concept, "patches": options.patch, "seed": options.seed}
     outcome = assay.bench("erasure", measure=True, results=HERE, out=options.folder, limit=options.limit, **chosen, display=Lines())
-    for name in ("erasure.json", "erasure.png"):
-        shutil.copyfile(options.folder / name, HERE / name)
+    shutil.copyfile(outcome.files["results"], HERE / f"{name_of(options.seed)}.json")
+    if not options.seed and outcome.out:
+        shutil.copyfile(outcome.out / "erasure.png", HERE / "erasure.png")
     for finding in outcome.record.findings if outcome.record else []:
         print(finding)
 

@@ -115,3 +115,22 @@ def test_what_is_not_measured_is_said():
     found = results([cell("base", 16, 10), cell("again", 16, 10), cell("reference", 2, 10)], near)
     assert any("no farther than another seed" in finding for finding in chapter(found, found.concepts[0]).findings)
     assert any("composition" in text for text in verdict(found).shows_not)
+
+
+def test_seeds_stand_beside_each_other():
+    """UCE meets both bars with each seed, ESD (60 % of the target left with the second) with one; SalUn has one seed and no place among them."""
+    first = results([cell("base", 16, 10), cell("reference", 2, 10), cell("uce", 3, 9), cell("esd", 4, 10), cell("salun", 0, 10)])
+    second = results([cell("base", 15, 11), cell("reference", 1, 10), cell("uce", 1, 10), cell("esd", 12, 11)]).model_copy(update={"seed": 4})
+    assert first.repeats(second)
+    assert not first.repeats(first)
+    assert not first.repeats(second.model_copy(update={"settings": {"steps": 10}}))
+    record = chapter(first, first.concepts[0], [second])
+    assert "Of 2 erasers with several seeds these meet both bars with every seed: uce; with some: esd." in record.findings
+    rows = {row[0]: row[1:] for row in record.tables[1].rows}
+    assert rows.keys() == {"base", "reference", "uce", "esd"}
+    # Student's interval of 15 % and 5 %: 12.706 * 7.071 % / sqrt(2) = 63.5 %.
+    assert rows["uce"] == ["3, 4", "3/20, 1/20", "10% ± 64%", "9/40, 10/40", "24% ± 16%"]
+    whole = verdict(first, [second])
+    assert "With other seeds the verdict on both bars is the same in 1 of 2 erasures that have several." in whole.findings
+    assert len(chapter(first, first.concepts[0]).tables) == 1
+    assert verdict(first).findings == [finding for finding in whole.findings if "other seeds" not in finding]

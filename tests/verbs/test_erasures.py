@@ -174,6 +174,27 @@ def test_a_floor_measured_later_serves_distances_to_a_reference_that_is_gone(who
     assert scale == of(outcome).concepts[0].scale
 
 
+def test_another_seed_is_measured_beside_and_shown_with_the_whole(whole, works, tmp_path):
+    """Expected: a bench of its own, with other pictures; of stored ones only what has the same model, works, judge and settings is shown."""
+    _, outcome, _ = whole
+    other = ask(works, tmp_path / "seed", concept=["circle"], methods="uce", seed=1)
+    assert {cell.row for cell in of(other).cells} == {"base", "uce"}
+    assert of(other).of("circle")["base"].plan != of(outcome).of("circle")["base"].plan
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    shutil.copy(outcome.out / "erasure.json", stored)
+    plain = assay.bench("erasure", results=stored, out=tmp_path / "plain")
+    assert "with other seeds" not in (plain.out / "report.html").read_text()
+    for seed, results in ((1, of(other)), (2, of(other).model_copy(update={"seed": 2, "settings": {}}))):
+        (stored / f"erasure-seed-{seed}.json").write_text(results.model_dump_json())
+    shown = assay.bench("erasure", results=stored, out=tmp_path / "out")
+    table = Record.load(shown.out / "concept-2").tables[1]
+    assert "with other seeds" in table.title
+    assert [row[:2] for row in table.rows] == [["base", "0, 1"], ["uce", "0, 1"]]
+    with pytest.raises(Mismatch, match="another plan"):
+        assay.bench("erasure", results=stored, out=tmp_path / "plain")
+
+
 def test_stored_cells_of_another_plan_are_not_taken(whole, works, tmp_path):
     """Of another seed: the base and UCE of one concept are priced anew, two cells."""
     _, outcome, _ = whole

@@ -110,6 +110,8 @@ COMPOSITION = Subject(
 """Two things in one picture, of which each is drawn alone too: what goes is the pair."""
 ATTACKED = ("twemoji", "noto", "cats", "clocks")
 """The concepts that the bench of attacks tries to bring back: two styles, and the two families of objects whose reference falls by most."""
+SEEDS = (0, 1, 2)
+"""The first is that of the whole bench; with the others what is attacked is erased, drawn and judged again, on other prompts."""
 COMBINATIONS = ("adv_unlearn+uce",)
 """Rows of several erasers, on what is attacked: an encoder trained against attacks, on top of weights rewritten in closed form."""
 
@@ -251,6 +253,10 @@ class Results(Part):
         place = {pair: number for number, pair in enumerate(self.planned)}
         cells = [cell for cell in self.cells if cell.concept == concept]
         return {cell.row: cell for cell in sorted(cells, key=lambda cell: place.get((cell.concept, cell.row), len(place)))}
+
+    def repeats(self, other: Results) -> bool:
+        """Return whether another bench measured the same with another seed."""
+        return self.seed != other.seed and (self.digests, self.settings) == (other.digests, other.settings)
 
     @property
     def coverage(self) -> str:

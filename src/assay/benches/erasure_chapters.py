@@ -10,6 +10,11 @@ Distances are KID between images of the same prompts and seeds (`evaluation/kid.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import t as student
+
 from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Cell, Results, Share
 from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, comparable, like_retraining, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
@@ -23,7 +28,7 @@ SHOWS_NOT = [
     "how far an erasure reaches where nothing told it to stop, only the rest of everything else shows.",
     "Seconds with a `*` are those of the last sitting of several, and so are passes and memory beside them.",
     "The composition has fewer prompts than images, and so may its things: each is drawn with several seeds, and intervals are over images.",
-    "Everything has one seed: two erasures that differ in it alone may differ by more than the intervals, which are over images.",
+    "Intervals are over images of one seed: two erasures that differ in it alone may differ by more. What has several seeds has a table of its own.",
     "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
     "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
     "A canary's copies are told by a threshold that flags 2 % of works never trained on; a faint copy may be missed.",
@@ -92,8 +97,8 @@ def why_empty(about: About, cells: dict[str, Cell]) -> list[str]:
     return said
 
 
-def chapter(results: Results, about: About) -> Record:
-    """Write up one concept."""
+def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> Record:
+    """Write up one concept; of those measured with other seeds too (`repeats`), how far seeds agree."""
     cells = results.of(about.name)
     judge = results.digests["judge"][:12]
     rows, metrics = [], []
@@ -136,11 +141,56 @@ def chapter(results: Results, about: About) -> Record:
         seeds={"seed": results.seed},
         digests=results.digests,
         metrics=[metric for metric in metrics if metric.n],
-        findings=[*_found(about, cells), *why_empty(about, cells)],
+        findings=[*_found(about, cells), *agreed(over_seeds([results, *repeats], about.name)), *why_empty(about, cells)],
         shows_not=SHOWS_NOT,
-        tables=[Table(title=title, columns=["", *heads, "KID to the base", "KID to the reference", *costs], rows=rows)],
+        tables=[
+            Table(title=title, columns=["", *heads, "KID to the base", "KID to the reference", *costs], rows=rows),
+            *seeds_table([results, *repeats], about),
+        ],
         versions=versions(),
     )
+
+
+def over_seeds(every: Sequence[Results], concept: str) -> dict[str, list[tuple[bool, bool]]]:
+    """Return the bars that each eraser meets, seed by seed, of those held against retraining with more than one: (reaches it, spares the rest)."""
+    met: dict[str, list[tuple[bool, bool]]] = {}
+    for results in every:
+        about = next((about for about in results.concepts if about.name == concept), None)
+        for row, bars in ({} if about is None else _verdict(about, results.of(concept))).items():
+            met.setdefault(row, []).append(bars)
+    return {row: bars for row, bars in met.items() if len(bars) > 1}
+
+
+def agreed(met: Mapping[str, Sequence[tuple[bool, bool]]]) -> list[str]:
+    """Say which erasers meet both bars with every seed, and which with some."""
+    if not met:
+        return []
+    held = {row: [all(bar) for bar in bars] for row, bars in met.items()}
+    always = ", ".join(row for row, seeds in held.items() if all(seeds)) or "none"
+    mixed = ", ".join(row for row, seeds in held.items() if any(seeds) and not all(seeds)) or "none"
+    return [f"Of {len(met)} erasers with several seeds these meet both bars with every seed: {always}; with some: {mixed}."]
+
+
+def seeds_table(every: Sequence[Results], about: About) -> list[Table]:
+    """List what was measured with several seeds, hits seed by seed; the mean's interval is Student's over seeds, which differ in prompts too."""
+    found = [(results.seed, results.of(about.name)) for results in every if any(other.name == about.name for other in results.concepts)]
+    names = [row for row in found[0][1] if sum(row in cells and judged(about, cells[row]) for _, cells in found) > 1] if len(found) > 1 else []
+    rows = []
+    for name in names:
+        there = [(seed, cells[name]) for seed, cells in found if name in cells and judged(about, cells[name])]
+        line: list[str] = []
+        for part in ("target", "rest"):
+            counted = [_share(about, cell, part) for _, cell in there]
+            mean, half = _student([share.value for share in counted])
+            line += [", ".join(f"{share.hits}/{share.n}" for share in counted), f"{mean:.0%} ± {half:.0%}"]
+        rows.append([name, ", ".join(str(seed) for seed, _ in there), *line])
+    columns = ["", "seeds", "target", "mean, 95 % over seeds", "everything else", "mean, 95 % over seeds"]
+    return [Table(title=f"{about.name}: erased, drawn and judged again with other seeds", columns=columns, rows=rows)] if rows else []
+
+
+def _student(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % interval."""
+    return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def _found(about: About, cells: dict[str, Cell]) -> list[str]:
@@ -196,8 +246,8 @@ def _verdict(about: About, cells: dict[str, Cell]) -> dict[str, tuple[bool, bool
     return like_retraining({row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}, known[0], known[1])
 
 
-def verdict(results: Results) -> Record:
-    """Write up the whole bench: who comes near retraining, and who ranks first."""
+def verdict(results: Results, repeats: Sequence[Results] = ()) -> Record:
+    """Write up the whole bench: who comes near retraining, and who ranks first; of what has other seeds (`repeats`), whether they agree."""
     tables, counted, ranked = [], [], {}
     for about in results.concepts:
         cells = results.of(about.name)
@@ -243,6 +293,10 @@ def verdict(results: Results) -> Record:
             said.append(f"Of {', '.join(silent)} it takes less: those references hardly speak, and are not counted.")
     else:
         said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
+    seeds = {about.name: over_seeds([results, *repeats], about.name) for about in results.concepts}
+    if pairs := [[all(bar) for bar in bars] for met in seeds.values() for bars in met.values()]:
+        steady = sum(len(set(bars)) == 1 for bars in pairs)
+        said.append(f"With other seeds the verdict on both bars is the same in {steady} of {len(pairs)} erasures that have several.")
     if ranks:
         said.append(
             f"Of {len(ranks)} erasers measured on the same {ranks[0].concepts} concepts, {ranks[0].method} has the best mean ranks together: "

@@ -66,7 +66,8 @@ def bench(
         model: whose concepts are erased.
         works: say which styles and titles there are.
         settings: of the cells, where they differ from `Settings` of `assay.benches.erasure` or `assay.benches.attacks`.
-        seed: of everything random.
+        seed: of everything random. Of the erasers of the built-in model, another seed than 0 repeats what is attacked; what `results` holds of it as
+            `erasure-seed-N.json` stands beside the whole.
         device: a torch device.
         dry_run: plan only.
         out: folder to write to.
@@ -82,7 +83,7 @@ def bench(
     display, started = display or Silent(), time.monotonic()
     if subject not in SUBJECTS:
         raise Misconfigured(f"There is no bench `{subject}`.", f"There is {', '.join(SUBJECTS)}.")
-    results, out = Path(results), Path(out or f"out/bench-{subject}")
+    results, out = Path(results), Path(out or f"out/bench-{subject}{f'-seed-{seed}' if seed else ''}")
     if subject != "world":
         if not measure:
             return (erasure_report if subject == "erasure" else attacks_report).stored(results, out, started)

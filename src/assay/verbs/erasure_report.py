@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from assay.benches.erasure import MODELS, About, Results, Settings, subjects
+from assay.benches.erasure import ATTACKED, MODELS, SEEDS, About, Results, Settings, subjects
 from assay.benches.erasure_chapters import chapter, verdict
 from assay.concept import Kind
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
-from assay.record import Picture, Record, sha256_file, write_atomically
+from assay.record import Picture, Record, digest_of, sha256_file, write_atomically
 from assay.reports.pictures import save_picture, small_png
 from assay.verbs import bench_pages as pages
 from assay.verbs.bench_rows import known_rows
@@ -67,9 +67,11 @@ def measured(
     table, rows = pages.works_of(session, works), known_rows(methods)
     chosen, out = pages.settings_of(Settings(), settings), Path(session.out)
     listed = pages.choose(session, table, concepts, kind, subjects(table) if session.built_in else ())
+    if session.built_in and session.seed != SEEDS[0]:
+        listed = [subject for subject in listed if subject.name in (*ATTACKED, *concepts)]
     given = dict(pages.named(text) for text in patches)
     bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given, rows)
-    pages.take(bench, stored_in / f"{NAME}.json", Results, "the bench of erasers")
+    pages.take(bench, stored_in / f"{name_of(session.seed)}.json", Results, "the bench of erasers")
     cells = [(name, row) for name, row in (bench.possible if rows else bench.planned) if not concepts or name in concepts]
     cells = [(name, row) for name, row in cells if not rows or row in (*MODELS, *rows)]
     if dry_run:
@@ -81,7 +83,7 @@ def measured(
     OutFolder.check(out, plan)
     bench.measure(cells, limit)
     folder, found = OutFolder(out, plan), bench.results()
-    pages.keep_page(bench, lambda: small_png(bench.page(found), LARGEST), stored_in / f"{NAME}.png", folder / f"{NAME}.png")
+    pages.keep_page(bench, lambda: small_png(bench.page(found), LARGEST), stored_in / f"{name_of(session.seed)}.png", folder / f"{NAME}.png")
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
 
     def pictured(about: About, where: Path) -> list[Picture]:
@@ -89,7 +91,7 @@ def measured(
         return [] if image is None else [save_picture(image, where, "pictures.png", f"`{about.name}` under every row; same prompts and seeds.")]
 
     options = {"results": stored_in, "concept": list(concepts), "methods": ",".join(rows), "kind": kind, "patch": list(patches)}
-    return write(found, folder, pictured, pages.again_of(session, NAME, works, settings, options), session.started)
+    return write(found, repeated(stored_in, found), folder, pictured, pages.again_of(session, NAME, works, settings, options), session.started)
 
 
 def stored(results: Path, out: Path, started: float) -> Outcome:
@@ -106,17 +108,44 @@ def stored(results: Path, out: Path, started: float) -> Outcome:
     """
     file = results / f"{NAME}.json"
     found = pages.read(file, Results, "the bench of erasers")
-    folder = OutFolder(out, {"command": "bench", "subject": NAME, "results": sha256_file(file)})
+    others = repeated(results, found)
+    plan: dict[str, Any] = {"command": "bench", "subject": NAME, "results": sha256_file(file)}
+    folder = OutFolder(out, plan | ({"seeds": [digest_of(other.model_dump()) for other in others]} if others else {}))
     if (page := results / f"{NAME}.png").exists():
         shutil.copyfile(page, folder / page.name)
-    return write(found, folder, lambda *_: [], ["bench", NAME, "--results", str(results)], started)
+    return write(found, others, folder, lambda *_: [], ["bench", NAME, "--results", str(results)], started)
 
 
-def write(results: Results, folder: OutFolder, pictured: Callable[[About, Path], list[Picture]], again: list[str], started: float) -> Outcome:
+def name_of(seed: int) -> str:
+    """Return what the stored files of a seed are called."""
+    return NAME if seed == SEEDS[0] else f"{NAME}-seed-{seed}"
+
+
+def repeated(results: Path, found: Results) -> list[Results]:
+    """Return the stored results of other seeds of the same bench, by seed; what they hold of other models or settings is left out.
+
+    Raises:
+        BadInput: a file cannot be read.
+    """
+    if found.seed != SEEDS[0]:
+        return []
+    others = [pages.read(file, Results, "the bench of erasers") for file in results.glob(f"{NAME}-seed-*.json")]
+    return sorted((other for other in others if found.repeats(other)), key=lambda other: other.seed)
+
+
+def write(
+    results: Results,
+    repeats: Sequence[Results],
+    folder: OutFolder,
+    pictured: Callable[[About, Path], list[Picture]],
+    again: list[str],
+    started: float,
+) -> Outcome:
     """Write the record of the whole, one of every concept that was measured, and the page.
 
     Args:
         results: what was measured.
+        repeats: the same with other seeds.
         folder: to write to; the page of pictures lies in it already, if there is one.
         pictured: saves a concept's picture into a folder.
         again: words of the command that asks the same again.
@@ -124,8 +153,8 @@ def write(results: Results, folder: OutFolder, pictured: Callable[[About, Path],
     """
 
     def chapter_of(about: About) -> Callable[[Path], Record]:
-        return lambda where: chapter(results, about).model_copy(update={"pictures": pictured(about, where)})
+        return lambda where: chapter(results, about, repeats).model_copy(update={"pictures": pictured(about, where)})
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == len(results.planned)
-    return pages.write(folder, NAME, TITLE, CAPTION, verdict(results), chapters, again, started, complete=complete)
+    return pages.write(folder, NAME, TITLE, CAPTION, verdict(results, repeats), chapters, again, started, complete=complete)
