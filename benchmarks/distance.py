@@ -12,23 +12,23 @@ exceeds that of the model trained again. Killed, the same command goes on. A few
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from assay.benches.erasure import subjects
+from assay.benches.erasure import Beside, Distance, Moved, Moves, subjects
 from assay.cli.progress import Display
 from assay.denoiser import load
-from assay.evaluation.features import DIGEST, fixed_features
+from assay.evaluation.features import fixed_features
 from assay.evaluation.kid import nearer, paired
 from assay.jobs.folder import OutFolder
 from assay.patch import Patch
 from assay.patched import Patched
+from assay.record import digest_of
+from assay.verbs.bench_pages import lines
 from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_scenes import concept_of
 from assay.verbs.evaluate import images_of, judge_for, scene
@@ -56,10 +56,11 @@ def main() -> None:
     concept, rows = concept_of(session, works, subject), Rows(session, listed, {}, ())
     lot = replace(session, seed=SEED)
     what = scene(lot, works, concept, each={"target": 0, "neighbours": 0, "rest": options.prompts}, images=options.images)
-    plan = {"model": denoiser.digest, "works": works.digest, "judge": judge.digest, "concept": subject.name, "seed": SEED, "steps": STEPS}
-    plan |= {"guidance": GUIDANCE, "prompts": len({row.id for row in what.rows}), "images": len(what.rows), "again": again.digest}
+    digests = {"model": denoiser.digest, "works": works.digest, "judge": judge.digest}
+    sampler = {"steps": STEPS, "guidance": GUIDANCE}
+    plan = {**digests, **sampler, "concept": subject.name, "seed": SEED, "images": digest_of([vars(row) for row in what.rows]), "again": again.digest}
     folder = OutFolder(options.folder / subject.name, plan)
-    spaces = {"judge": judge.features, f"fixed {DIGEST[:12]}": fixed_features}
+    spaces = {"judge": judge.features, "fixed": fixed_features}
 
     def drawn(name: str, stack: list[Patch]) -> dict[str, np.ndarray]:
         """Return the features of a model's pictures."""
@@ -70,24 +71,28 @@ def main() -> None:
 
     prompts = [row.id for row in what.rows]
     features = {"base": drawn("base", []), "again": drawn("again", [again])}
-    patches: dict[str, str] = {}
+    patches = {"again": again.digest}
     for method in options.methods.split(","):
         patch, _ = rows.made(method, concept, folder / "erasers" / method)
         patches[method], features[method] = patch.digest, drawn(method, [patch])
-    found: dict[str, Any] = {}
+    kid: dict[str, dict[str, Moved]] = {name: {} for name in patches}
     for space in spaces:
         base, other = features["base"][space], features["again"][space]
-        for name in [name for name in features if name != "base"]:
+        for name in patches:
             own = features[name][space]
-            estimate = paired(own, base, prompts, seed=SEED)
-            row = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "if the models were one": estimate.exchange}
-            more = {} if name == "again" else {"beyond another seed": nearer(own, other, base, prompts)._asdict()}
-            found.setdefault(name, {})[space] = row | more
-    result = plan | {"patches": patches, "kid": found, "seconds": round(time.monotonic() - start, 1)}
+            found, beyond = paired(own, base, prompts, seed=SEED), nearer(own, other, base, prompts)
+            moved = Moved(value=found.value, low=found.low, high=found.high, alike=found.exchange)
+            if name != "again":
+                moved.beyond = Distance(**beyond._asdict(), n=len(set(prompts)))
+            kid[name][space] = moved
+    seconds = round(time.monotonic() - start, 1)
+    counts = {"prompts": len(set(prompts)), "images": len(prompts)}
+    made = Beside(concept=subject.name, digests=digests, seed=SEED, settings=sampler, **counts, patches=patches, kid=kid, seconds=seconds)
     file = HERE / "distance.json"
-    stored = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(stored | {subject.name: result}, indent=1) + "\n")
-    print(json.dumps(result, indent=1), file=sys.stderr)
+    before = Moves.model_validate_json(file.read_bytes()).concepts if file.exists() else []
+    stored = Moves(concepts=[*(one for one in before if one.concept != subject.name), made])
+    file.write_bytes(lines(stored))
+    print(made.model_dump_json(indent=1), file=sys.stderr)
 
 
 if __name__ == "__main__":

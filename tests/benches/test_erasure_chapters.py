@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from assay.benches.erasure import About, Cell, Distance, Results, Share
+from assay.benches.erasure import About, Beside, Cell, Distance, Moved, Results, Share
 from assay.benches.erasure_chapters import chapter, verdict
 from assay.evaluation.intervals import wilson
 
@@ -134,3 +134,25 @@ def test_seeds_stand_beside_each_other():
     assert "With other seeds the verdict on both bars is the same in 1 of 2 erasures that have several." in whole.findings
     assert len(chapter(first, first.concepts[0]).tables) == 1
     assert verdict(first).findings == [finding for finding in whole.findings if "other seeds" not in finding]
+
+
+def test_erasers_stand_beside_another_seed():
+    """UCE is nearer to the base than A' in both spaces by an interval below zero; ESD in one only, where the other's interval holds zero."""
+
+    def moved(value: float, high: float | None = None) -> Moved:
+        beyond = None if high is None else Distance(value=value - 0.01, low=value - 0.02, high=high, n=500)
+        return Moved(value=value, low=value / 2, high=2 * value, alike=0.0001, beyond=beyond)
+
+    kid = {
+        "again": {"judge": moved(0.01), "fixed": moved(0.01)},
+        "uce": {"judge": moved(0.001, -0.002), "fixed": moved(0.001, -0.003)},
+        "esd": {"judge": moved(0.001, -0.002), "fixed": moved(0.009, 0.001)},
+    }
+    about = {"concept": "cats", "seed": 1, "settings": {"steps": 20.0}, "prompts": 500, "images": 1000, "patches": {}}
+    stored = Beside(**about, digests={"judge": "j" * 64}, kid=kid)
+    found = results([cell("base", 16, 10)])
+    record = verdict(found, (), [stored])
+    what = "On 1,000 pictures of 500 prompts outside `cats` and its neighbours"
+    assert f"{what} 1 of 2 erasers are nearer to the base than a training with another seed: uce." in record.findings
+    assert record.tables[-1].rows[2] == ["uce", "judge", "0.001 (0.0005 to 0.002)", "0.0001", "-0.009 (-0.019 to -0.002)"]
+    assert verdict(found, (), [stored.model_copy(update={"digests": {"judge": "k" * 64}})]) == verdict(found)  # of another judge

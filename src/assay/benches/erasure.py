@@ -265,6 +265,53 @@ class Results(Part):
         return f"{len(self.cells)} of {len(self.planned)} cells are measured{f', {failed} of them failed' if failed else ''}."
 
 
+class Moved(Part):
+    """How far a model's pictures are from the base's, outside the concept."""
+
+    value: float
+    """KID to the base: the unbiased estimate over pairs of different prompts."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+    alike: float
+    """What it stays below in 95 % of exchanges, if the two models were one."""
+    beyond: Distance | None = None
+    """By how much it exceeds that of the model trained again with another seed."""
+
+
+class Beside(Part):
+    """What erasing one concept moves of what was to stay, beside what another seed moves."""
+
+    concept: str
+    """Name of the subject."""
+    digests: dict[str, str]
+    """Of model, works and judge."""
+    seed: int
+    """Of prompts, noise and exchanges; the erasers have the bench's."""
+    settings: dict[str, float]
+    """Of the sampler."""
+    prompts: int
+    """Ordinary trained pairs outside the concept and its neighbours."""
+    images: int
+    """Of them, the same for all models."""
+    patches: dict[str, str]
+    """Row -> digest of its patch; `again` is A'."""
+    kid: dict[str, dict[str, Moved]]
+    """Row -> space -> distance."""
+    seconds: float = 0.0
+    """Of the measurement, in the last sitting."""
+
+
+class Moves(Part):
+    """What `benchmarks/distance.py` stores."""
+
+    format: Literal["assay/bench-distance/1"] = "assay/bench-distance/1"
+    """Version of this format."""
+    concepts: list[Beside]
+    """One each."""
+
+
 Distances = dict[str, dict[str, Distance]]
 Scale = dict[str, dict[str, float]]
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import t as student
 
-from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Cell, Results, Share
+from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Beside, Cell, Results, Share
 from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, comparable, like_retraining, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
 from assay.evaluation.intervals import wilson
@@ -246,8 +246,34 @@ def _verdict(about: About, cells: dict[str, Cell]) -> dict[str, tuple[bool, bool
     return like_retraining({row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}, known[0], known[1])
 
 
-def verdict(results: Results, repeats: Sequence[Results] = ()) -> Record:
-    """Write up the whole bench: who comes near retraining, and who ranks first; of what has other seeds (`repeats`), whether they agree."""
+def moves(stored: Sequence[Beside]) -> tuple[list[str], list[Table]]:
+    """Say which erasers move what was to stay less than another seed does, for certain in every feature space, and list by how much."""
+    said, tables = [], []
+    for one in stored:
+        erasers = {row: spaces for row, spaces in one.kid.items() if row != AGAIN}
+        less = [row for row, spaces in erasers.items() if all(moved.beyond and moved.beyond.high < 0 for moved in spaces.values())]
+        what = f"{one.images:,} pictures of {one.prompts:,} prompts outside `{one.concept}` and its neighbours"
+        said.append(
+            f"On {what} {len(less)} of {len(erasers)} erasers are nearer to the base than a training with another seed: {', '.join(less) or 'none'}."
+        )
+        rows = []
+        for row, spaces in one.kid.items():
+            for space, moved in spaces.items():
+                beyond = f"{moved.beyond.value:.2g} ({moved.beyond.low:.2g} to {moved.beyond.high:.2g})" if moved.beyond else ""
+                rows.append([row, space, f"{moved.value:.2g} ({moved.low:.2g} to {moved.high:.2g})", f"{moved.alike:.2g}", beyond])
+        columns = ["", "features", "KID to the base, 95 %", "if the models were one, below", "beyond another seed, 95 %"]
+        tables.append(Table(title=f"How far {what} move", columns=columns, rows=rows))
+    return said, tables
+
+
+def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[Beside] = ()) -> Record:
+    """Write up the whole bench: who comes near retraining, and who ranks first.
+
+    Args:
+        results: the bench.
+        repeats: the same with other seeds.
+        beside: how far erasers move what was to stay, beside another seed.
+    """
     tables, counted, ranked = [], [], {}
     for about in results.concepts:
         cells = results.of(about.name)
@@ -294,6 +320,8 @@ def verdict(results: Results, repeats: Sequence[Results] = ()) -> Record:
     else:
         said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
     seeds = {about.name: over_seeds([results, *repeats], about.name) for about in results.concepts}
+    lines, more = moves([one for one in beside if one.digests == results.digests])
+    said, tables = [*said, *lines], [*tables, *more]
     if pairs := [[all(bar) for bar in bars] for met in seeds.values() for bars in met.values()]:
         steady = sum(len(set(bars)) == 1 for bars in pairs)
         said.append(f"With other seeds the verdict on both bars is the same in {steady} of {len(pairs)} erasures that have several.")

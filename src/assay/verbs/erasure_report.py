@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from assay.benches.erasure import ATTACKED, MODELS, SEEDS, About, Results, Settings, subjects
+from assay.benches.erasure import ATTACKED, MODELS, SEEDS, About, Beside, Moves, Results, Settings, subjects
 from assay.benches.erasure_chapters import chapter, verdict
 from assay.concept import Kind
 from assay.jobs.folder import OutFolder
@@ -91,7 +91,8 @@ def measured(
         return [] if image is None else [save_picture(image, where, "pictures.png", f"`{about.name}` under every row; same prompts and seeds.")]
 
     options = {"results": stored_in, "concept": list(concepts), "methods": ",".join(rows), "kind": kind, "patch": list(patches)}
-    return write(found, repeated(stored_in, found), folder, pictured, pages.again_of(session, NAME, works, settings, options), session.started)
+    again = pages.again_of(session, NAME, works, settings, options)
+    return write(found, repeated(stored_in, found), beside(stored_in), folder, pictured, again, session.started)
 
 
 def stored(results: Path, out: Path, started: float) -> Outcome:
@@ -108,12 +109,12 @@ def stored(results: Path, out: Path, started: float) -> Outcome:
     """
     file = results / f"{NAME}.json"
     found = pages.read(file, Results, "the bench of erasers")
-    others = repeated(results, found)
-    plan: dict[str, Any] = {"command": "bench", "subject": NAME, "results": sha256_file(file)}
-    folder = OutFolder(out, plan | ({"seeds": [digest_of(other.model_dump()) for other in others]} if others else {}))
+    others, moved = repeated(results, found), beside(results)
+    more = [digest_of(one.model_dump()) for one in (*others, *moved)]
+    folder = OutFolder(out, {"command": "bench", "subject": NAME, "results": sha256_file(file)} | ({"more": more} if more else {}))
     if (page := results / f"{NAME}.png").exists():
         shutil.copyfile(page, folder / page.name)
-    return write(found, others, folder, lambda *_: [], ["bench", NAME, "--results", str(results)], started)
+    return write(found, others, moved, folder, lambda *_: [], ["bench", NAME, "--results", str(results)], started)
 
 
 def name_of(seed: int) -> str:
@@ -133,9 +134,20 @@ def repeated(results: Path, found: Results) -> list[Results]:
     return sorted((other for other in others if found.repeats(other)), key=lambda other: other.seed)
 
 
+def beside(results: Path) -> list[Beside]:
+    """Return what is stored of how far erasers move what was to stay, beside another seed.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    file = results / "distance.json"
+    return pages.read(file, Moves, "how far erasers move the rest").concepts if file.exists() else []
+
+
 def write(
     results: Results,
     repeats: Sequence[Results],
+    moved: Sequence[Beside],
     folder: OutFolder,
     pictured: Callable[[About, Path], list[Picture]],
     again: list[str],
@@ -146,6 +158,7 @@ def write(
     Args:
         results: what was measured.
         repeats: the same with other seeds.
+        moved: how far erasers move what was to stay.
         folder: to write to; the page of pictures lies in it already, if there is one.
         pictured: saves a concept's picture into a folder.
         again: words of the command that asks the same again.
@@ -157,4 +170,4 @@ def write(
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == len(results.planned)
-    return pages.write(folder, NAME, TITLE, CAPTION, verdict(results, repeats), chapters, again, started, complete=complete)
+    return pages.write(folder, NAME, TITLE, CAPTION, verdict(results, repeats, moved), chapters, again, started, complete=complete)
