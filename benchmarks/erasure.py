@@ -1,4 +1,4 @@
-"""Every eraser on nine concepts, judged against retraining: `benchmarks/erasure.json` and `benchmarks/erasure.png`.
+"""Every eraser on ten concepts, judged against retraining: `benchmarks/erasure.json` and `benchmarks/erasure.png`.
 
     python benchmarks/erasure.py [--folder out/bench-erasure] [--limit SECONDS] [--patch again=PATH] [--patch no-noto=PATH] ...
                                  [--methods A,B] [--concept NAME] [--seed N]

@@ -26,7 +26,7 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
         click.option("--device", default="cpu", show_default=True, help="A torch device: cpu, cuda, mps."),
         click.option("--dry-run", is_flag=True, help="Print the plan with passes, time and memory; do nothing."),
-        click.option("--fail-on", multiple=True, metavar="METRIC>VALUE", help="Exit with 3 if the record meets this; repeatable."),
+        click.option("--fail-on", multiple=True, metavar="'METRIC>VALUE'", help="Exit with 3 if the record meets this, in quotes; repeatable."),
     ]):
         command = option(command)
     return command
@@ -41,7 +41,7 @@ model_argument = click.argument("model", default="emoji64")
 def cli() -> None:
     """What did a text-to-image model memorise, can it be taken out, and at what cost?
 
-    MODEL is emoji64 (built in), a diffusers folder, or a hub id. Exit codes: 0 done, 1 a bug of assay, 2 something to mend (one paragraph says
+    MODEL is emoji64 or emoji32 (built in), a diffusers folder, or a hub id. Exit codes: 0 done, 1 a bug of assay, 2 something to mend (one paragraph says
     what), 3 a --fail-on was met, 130 interrupted.
     """
 
@@ -100,7 +100,7 @@ def erase(**options: Any) -> None:
 def attack(**options: Any) -> None:
     """Try to bring back what was taken out of a model: does it stay out?
 
-    Example: assay attack --method unlearn_diff_atk --concept cat --patch out/erase-uce
+    Example: assay attack --method unlearn_diff_atk --concept twemoji --kind style --patch out/erase-uce
     """
     run_verb("attack", options)
 
@@ -172,7 +172,7 @@ def retrain(**options: Any) -> None:
 @click.argument("subject", type=click.Choice(["world", "erasure", "attacks"]), default="world")
 @click.option("--results", type=click.Path(), default="benchmarks", show_default=True, help="Folder of stored results.")
 @click.option(
-    "--chapter", multiple=True, metavar="NAME", help="Of world: only this chapter: references, judges, digits, duplicates, emoji32; repeatable."
+    "--chapter", multiple=True, metavar="NAME", help="Of world: only this chapter: references, judges, digits, duplicates, emoji32, gan; repeatable."
 )
 @click.option("--retrain", is_flag=True, help="Of world: train and measure anew first: hours on two cores; goes on where it was.")
 @click.option("--measure", is_flag=True, help="Of erasure and attacks: make the cells that are not there yet: hours; goes on where it was.")
@@ -181,7 +181,7 @@ def retrain(**options: Any) -> None:
 @click.option("--concept", multiple=True, help="Of erasure and attacks: only this concept; repeatable.  [default: those of the built-in world]")
 @click.option("--kind", type=click.Choice(["style", "object"]), help="Of erasure and attacks: what a concept of your own works is.")
 @click.option("--limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Of erasure and attacks: stop after so long, at the end of a cell.")
-@click.option("--patch", "patches", multiple=True, metavar="NAME=PATH", help="Of both: a model to compare with: again, reference, no-noto...")
+@click.option("--patch", "patches", multiple=True, metavar="NAME=PATH", help="Of erasure and attacks: a model to compare with: again, no-noto...")
 @click.option("--model", default="emoji64", show_default=True, help="Of erasure and attacks: the model.")
 @click.option("--works", type=click.Path(), help="Of erasure and attacks: works that say which styles and titles there are.")
 @shared
@@ -216,7 +216,10 @@ def works_import(**options: Any) -> None:
 @click.argument("path", required=False, type=click.Path())
 @shared
 def works_info(**options: Any) -> None:
-    """Describe works: splits, styles, creators, licences."""
+    """Describe works: splits, styles, creators, licences.
+
+    Example: assay works info my-works
+    """
     run_verb("works_info", options)
 
 
@@ -242,7 +245,10 @@ def patch() -> None:
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @shared
 def patch_info(**options: Any) -> None:
-    """Show what patches are."""
+    """Show what patches are.
+
+    Example: assay patch info out/erase-uce
+    """
     run_verb("patch_info", options)
 
 
@@ -250,7 +256,10 @@ def patch_info(**options: Any) -> None:
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @shared
 def patch_add(**options: Any) -> None:
-    """Make one patch that does what several do."""
+    """Make one patch that does what several do.
+
+    Example: assay patch add out/erase-uce out/erase-esd --out out/both
+    """
     run_verb("patch_add", options)
 
 
@@ -259,7 +268,10 @@ def patch_add(**options: Any) -> None:
 @click.option("--by", type=float, required=True, help="Factor; -1 negates.")
 @shared
 def patch_scale(**options: Any) -> None:
-    """Scale or negate a patch."""
+    """Scale or negate a patch.
+
+    Example: assay patch scale out/erase-uce --by 0.5 --out out/half
+    """
     run_verb("patch_scale", options)
 
 
@@ -280,7 +292,10 @@ def patch_compress(**options: Any) -> None:
 @click.option("--force", is_flag=True, help="Even if a patch was made for another base.")
 @shared
 def patch_fuse(**options: Any) -> None:
-    """Write model and patches as one plain diffusers folder."""
+    """Write model and patches as one plain diffusers folder.
+
+    Example: assay patch fuse out/erase-uce --out out/fused
+    """
     run_verb("patch_fuse", options)
 
 
@@ -288,7 +303,10 @@ def patch_fuse(**options: Any) -> None:
 @click.argument("paths", nargs=1, required=True, type=click.Path())
 @shared
 def patch_export_lora(**options: Any) -> None:
-    """Write a low-rank patch as a LoRA file for diffusers."""
+    """Write a low-rank patch as a LoRA file for diffusers.
+
+    Example: assay patch export-lora out/erase-inverse_lora --out out/lora
+    """
     run_verb("patch_export_lora", options)
 
 
@@ -296,7 +314,10 @@ def patch_export_lora(**options: Any) -> None:
 @click.argument("subject", required=False)
 @shared
 def methods_command(**options: Any) -> None:
-    """List methods, and on which models they work."""
+    """List methods, and on which kinds of pipeline they run.
+
+    Example: assay methods erasure
+    """
     run_verb("methods", options)
 
 
