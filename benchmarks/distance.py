@@ -4,7 +4,7 @@
         [--prompts 1000] [--images 2] [--folder out/distance]
 
 AGAIN is what `assay retrain --reference again` left. Concepts and settings are those of `assay bench erasure`. Drawn are ordinary trained pairs
-outside the concept and its five neighbours, `--images` of each with other seeds, the same for all models. KID to the base is
+outside the concept and its neighbours, `--images` of each with other seeds, the same for all models. KID to the base is
 `assay.evaluation.kid.paired`: over pairs of different prompts, with the jackknife's interval over prompts; `beyond another seed` is by how much it
 exceeds that of the model trained again. Killed, the same command goes on. A few minutes a model on two cores.
 """
@@ -19,18 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
-from assay.benches.erasure import Beside, Distance, Moved, Moves, subjects
+from assay.benches.erasure import Beside, Distance, Moved, Moves, Settings, subjects
 from assay.cli.progress import Display
 from assay.denoiser import load
+from assay.evaluation.features import DIGEST as FIXED
 from assay.evaluation.features import fixed_features
-from assay.evaluation.kid import nearer, paired
+from assay.evaluation.kid import excess, paired
 from assay.jobs.folder import OutFolder
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import digest_of
 from assay.verbs.bench_pages import lines
 from assay.verbs.bench_rows import Rows
-from assay.verbs.erasure_scenes import concept_of
+from assay.verbs.erasure_scenes import ask
 from assay.verbs.evaluate import images_of, judge_for, scene
 from assay.verbs.session import Session, builtin_works
 
@@ -53,7 +54,7 @@ def main() -> None:
     denoiser, judge, again = session.denoiser, judge_for(session, works), Patch.load(options.again)
     listed = subjects(works)
     subject = next(subject for subject in listed if subject.name == options.concept)
-    concept, rows = concept_of(session, works, subject), Rows(session, listed, {}, ())
+    concept, rows = ask(session, works, subject, Settings().each).concept, Rows(session, listed, {}, ())
     lot = replace(session, seed=SEED)
     what = scene(lot, works, concept, each={"target": 0, "neighbours": 0, "rest": options.prompts}, images=options.images)
     digests = {"model": denoiser.digest, "works": works.digest, "judge": judge.digest}
@@ -62,31 +63,32 @@ def main() -> None:
     folder = OutFolder(options.folder / subject.name, plan)
     spaces = {"judge": judge.features, "fixed": fixed_features}
 
-    def drawn(name: str, stack: list[Patch]) -> dict[str, np.ndarray]:
+    def drawn(name: str, stack: list[Patch], kept: OutFolder = folder) -> dict[str, np.ndarray]:
         """Return the features of a model's pictures."""
         with Patched(denoiser, [(patch, 1.0) for patch in stack]):
             bar = session.bar(f"{name}: pictures")
-            images = images_of(denoiser, what.rows, seed=SEED, steps=STEPS, guidance=GUIDANCE, folder=folder / "images" / name, progress=bar)
+            images = images_of(denoiser, what.rows, seed=SEED, steps=STEPS, guidance=GUIDANCE, folder=kept / "images" / name, progress=bar)
         return {space: np.asarray(of(images), np.float64) for space, of in spaces.items()}
 
     prompts = [row.id for row in what.rows]
     features = {"base": drawn("base", []), "again": drawn("again", [again])}
     patches = {"again": again.digest}
     for method in options.methods.split(","):
-        patch, _ = rows.made(method, concept, folder / "erasers" / method)
-        patches[method], features[method] = patch.digest, drawn(method, [patch])
+        own = OutFolder(folder / "erasers" / method, {"method": method, "settings": rows.plan_of(subject, method)})
+        patch, _ = rows.made(method, concept, own.path)
+        patches[method], features[method] = patch.digest, drawn(method, [patch], own)
     kid: dict[str, dict[str, Moved]] = {name: {} for name in patches}
     for space in spaces:
         base, other = features["base"][space], features["again"][space]
         for name in patches:
             own = features[name][space]
-            found, beyond = paired(own, base, prompts, seed=SEED), nearer(own, other, base, prompts)
+            found, beyond = paired(own, base, prompts, seed=SEED), excess(own, other, base, prompts)
             moved = Moved(value=found.value, low=found.low, high=found.high, alike=found.exchange)
             if name != "again":
                 moved.beyond = Distance(**beyond._asdict(), n=len(set(prompts)))
             kid[name][space] = moved
     seconds = round(time.monotonic() - start, 1)
-    counts = {"prompts": len(set(prompts)), "images": len(prompts)}
+    counts = {"features": FIXED, "prompts": len(set(prompts)), "images": len(prompts)}
     made = Beside(concept=subject.name, digests=digests, seed=SEED, settings=sampler, **counts, patches=patches, kid=kid, seconds=seconds)
     file = HERE / "distance.json"
     before = Moves.model_validate_json(file.read_bytes()).concepts if file.exists() else []

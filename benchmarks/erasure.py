@@ -46,8 +46,8 @@ def main() -> None:
     chosen = {"methods": options.methods, "concept": options.concept, "patches": options.patch, "seed": options.seed}
     outcome = assay.bench("erasure", measure=True, results=HERE, out=options.folder, limit=options.limit, **chosen, display=Lines())
     shutil.copyfile(outcome.files["results"], HERE / f"{name_of(options.seed)}.json")
-    if not options.seed and outcome.out:
-        shutil.copyfile(outcome.out / "erasure.png", HERE / "erasure.png")
+    if outcome.out and (page := outcome.out / "erasure.png").exists():
+        shutil.copyfile(page, HERE / f"{name_of(options.seed)}.png")
     for finding in outcome.record.findings if outcome.record else []:
         print(finding)
 

@@ -118,22 +118,45 @@ def test_what_is_not_measured_is_said():
 
 
 def test_seeds_stand_beside_each_other():
-    """UCE meets both bars with each seed, ESD (60 % of the target left with the second) with one; SalUn has one seed and no place among them."""
-    first = results([cell("base", 16, 10), cell("reference", 2, 10), cell("uce", 3, 9), cell("esd", 4, 10), cell("salun", 0, 10)])
-    second = results([cell("base", 15, 11), cell("reference", 1, 10), cell("uce", 1, 10), cell("esd", 12, 11)]).model_copy(update={"seed": 4})
+    """UCE meets both bars with each seed, ESD (60 % of the target left with the second) with one; SalUn has one seed, RECE had other settings."""
+    made = {"uce": "1", "esd": "2", "rece": "3"}
+    rows = [cell("base", 16, 10), cell("reference", 2, 10), cell("uce", 3, 9), cell("esd", 4, 10), cell("salun", 0, 10), cell("rece", 0, 10)]
+    first = results(rows).model_copy(update={"made": made})
+    rows = [cell("base", 15, 11), cell("reference", 1, 10), cell("uce", 1, 10), cell("esd", 12, 11), cell("rece", 0, 10)]
+    second = results(rows).model_copy(update={"seed": 4, "made": made | {"rece": "4"}})
     assert first.repeats(second)
     assert not first.repeats(first)
     assert not first.repeats(second.model_copy(update={"settings": {"steps": 10}}))
     record = chapter(first, first.concepts[0], [second])
-    assert "Of 2 erasers with several seeds these meet both bars with every seed: uce; with some: esd." in record.findings
+    assert "Of 2 erasers held against retraining with several seeds these meet both bars with each: uce; with some: esd." in record.findings
     rows = {row[0]: row[1:] for row in record.tables[1].rows}
     assert rows.keys() == {"base", "reference", "uce", "esd"}
-    # Student's interval of 15 % and 5 %: 12.706 * 7.071 % / sqrt(2) = 63.5 %.
-    assert rows["uce"] == ["3, 4", "3/20, 1/20", "10% ± 64%", "9/40, 10/40", "24% ± 16%"]
+    # Student's intervals: of 15 % and 5 %, 10 % +- 12.706 * 7.071 % / sqrt(2) = 63.5 %; of 22.5 % and 25 %, 23.75 % +- 15.9 %.
+    assert rows["uce"] == ["3, 4", "3/20, 1/20", "10% (0% to 74%)", "9/40, 10/40", "24% (8% to 40%)"]
+    low, high = wilson(20, 80)
+    assert rows["reference"][-1] == f"25% ({low:.0%} to {high:.0%})"  # both seeds have 10 of 40: Wilson's of all images is the wider
     whole = verdict(first, [second])
-    assert "With other seeds the verdict on both bars is the same in 1 of 2 erasures that have several." in whole.findings
+    assert "Of 2 erasures held against retraining with several seeds 1 have the same verdict with each." in whole.findings
     assert len(chapter(first, first.concepts[0]).tables) == 1
-    assert verdict(first).findings == [finding for finding in whole.findings if "other seeds" not in finding]
+    assert verdict(first).findings == [finding for finding in whole.findings if "several seeds" not in finding]
+
+
+def test_seeds_that_cannot_be_compared_are_left_out():
+    """A retraining that hardly speaks with the second seed, another retraining, and a failed cell, which stays in the table in words."""
+    first = results([cell("base", 16, 10), cell("reference", 2, 10, patch="r"), cell("uce", 3, 9)])
+
+    def other(*cells: Cell) -> Results:
+        return results(list(cells)).model_copy(update={"seed": 4})
+
+    weak = other(cell("base", 9, 10), cell("reference", 2, 10, patch="r"), cell("uce", 1, 10))
+    foreign = other(cell("base", 16, 10), cell("reference", 2, 10, patch="s"), cell("uce", 1, 10))
+    for second in (weak, foreign):
+        assert not any("several seeds" in finding for finding in chapter(first, first.concepts[0], [second]).findings)
+    assert [row[0] for row in chapter(first, first.concepts[0], [foreign]).tables[1].rows] == ["base", "uce"]
+    failed = other(cell("base", 16, 10), cell("reference", 2, 10, patch="r"), Cell(concept="cats", row="uce", failed="It diverged."))
+    record = chapter(first, first.concepts[0], [failed])
+    assert record.tables[1].rows[-1][:4] == ["uce", "3, 4", "3/20, failed", "15% (5% to 36%)"]
+    assert any("with each: none; with some: uce." in finding for finding in record.findings)
 
 
 def test_erasers_stand_beside_another_seed():
@@ -148,11 +171,11 @@ def test_erasers_stand_beside_another_seed():
         "uce": {"judge": moved(0.001, -0.002), "fixed": moved(0.001, -0.003)},
         "esd": {"judge": moved(0.001, -0.002), "fixed": moved(0.009, 0.001)},
     }
-    about = {"concept": "cats", "seed": 1, "settings": {"steps": 20.0}, "prompts": 500, "images": 1000, "patches": {}}
+    about = {"concept": "cats", "seed": 1, "settings": {"steps": 20.0}, "prompts": 500, "images": 1000, "patches": {}, "features": "f" * 64}
     stored = Beside(**about, digests={"judge": "j" * 64}, kid=kid)
     found = results([cell("base", 16, 10)])
     record = verdict(found, (), [stored])
     what = "On 1,000 pictures of 500 prompts outside `cats` and its neighbours"
-    assert f"{what} 1 of 2 erasers are nearer to the base than a training with another seed: uce." in record.findings
+    assert f"{what} 1 of 2 erasers are nearer to the base than A', one training with another seed: uce." in record.findings
     assert record.tables[-1].rows[2] == ["uce", "judge", "0.001 (0.0005 to 0.002)", "0.0001", "-0.009 (-0.019 to -0.002)"]
     assert verdict(found, (), [stored.model_copy(update={"digests": {"judge": "k" * 64}})]) == verdict(found)  # of another judge

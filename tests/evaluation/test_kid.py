@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.errors import Misconfigured
-from assay.evaluation.kid import floor, mmd2, nearer, paired
+from assay.evaluation.kid import excess, floor, mmd2, paired
 
 
 def by_hand(x: np.ndarray, y: np.ndarray) -> float:
@@ -134,7 +134,7 @@ def test_pairing_needs_pairs():
         paired(np.zeros((8, 2)), np.zeros((8, 2)), [0, 0, 0, 0, 1, 1, 2, 2], seed=0)
 
 
-def test_nearer_is_the_difference_of_two_paired_distances_and_its_jackknife():
+def test_excess_is_the_difference_of_two_paired_distances_and_its_jackknife():
     """Expected: the estimate of `paired` twice, and of both without each prompt in turn."""
     rng = np.random.default_rng(5)
     base = rng.standard_normal((12, 3))
@@ -145,10 +145,10 @@ def test_nearer_is_the_difference_of_two_paired_distances_and_its_jackknife():
         own = [groups[row] for row in rows]
         return paired(near[rows], base[rows], own, seed=0, draws=1).value - paired(far[rows], base[rows], own, seed=0, draws=1).value
 
-    found = nearer(near, far, base, groups)
+    found = excess(near, far, base, groups)
     without = np.array([apart([row for row in range(12) if row // 2 != prompt]) for prompt in range(6)])
     deviation = np.sqrt(5 / 6 * ((without - without.mean()) ** 2).sum())
     assert found.value == pytest.approx(apart(list(range(12))), rel=1e-9)
     assert found.high - found.value == pytest.approx(1.959964 * deviation, rel=1e-6)
     assert found.value - found.low == pytest.approx(found.high - found.value)
-    assert nearer(near, near, base, groups).value == pytest.approx(0, abs=1e-12)
+    assert excess(near, near, base, groups).value == pytest.approx(0, abs=1e-12)

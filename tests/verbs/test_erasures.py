@@ -52,7 +52,7 @@ def works():
 
 def ask(works, out, **more):
     given = {"model": tiny(), "works": works, "concept": ["solid", "circle"], "methods": "uce,negative_prompt", "settings": SMALL}
-    return assay.bench("erasure", measure=True, out=out, **(given | more))
+    return assay.bench("erasure", **({"measure": True, "out": out} | given | more))
 
 
 def of(outcome) -> Results:
@@ -180,6 +180,8 @@ def test_another_seed_is_measured_beside_and_shown_with_the_whole(whole, works, 
     other = ask(works, tmp_path / "seed", concept=["circle"], methods="uce", seed=1)
     assert {cell.row for cell in of(other).cells} == {"base", "uce"}
     assert of(other).of("circle")["base"].plan != of(outcome).of("circle")["base"].plan
+    later = ask(works, tmp_path / "later", results=other.out, concept=["circle"], methods="uce", seed=1, dry_run=True)
+    assert later.extra["lines"][0].startswith("0 of 2 cells are left")
     stored = tmp_path / "stored"
     stored.mkdir()
     shutil.copy(outcome.out / "erasure.json", stored)
@@ -193,6 +195,7 @@ def test_another_seed_is_measured_beside_and_shown_with_the_whole(whole, works, 
     assert [row[:2] for row in table.rows] == [["base", "0, 1"], ["uce", "0, 1"]]
     with pytest.raises(Mismatch, match="another plan"):
         assay.bench("erasure", results=stored, out=tmp_path / "plain")
+    assert Record.load(assay.bench("erasure", results=stored, seed=1, out=tmp_path / "one").out).seeds == {"seed": 1}
 
 
 def test_stored_cells_of_another_plan_are_not_taken(whole, works, tmp_path):
@@ -200,6 +203,9 @@ def test_stored_cells_of_another_plan_are_not_taken(whole, works, tmp_path):
     _, outcome, _ = whole
     given = {"concept": ["circle"], "methods": "uce", "results": outcome.out, "dry_run": True}
     assert ask(works, tmp_path / "a", **given).extra["lines"][0].startswith("0 of 2 cells are left")
+    shutil.copy(outcome.out / "erasure.json", tmp_path / "erasure-seed-1.json")
+    given["results"] = tmp_path
+    shutil.copy(outcome.out / "erasure.json", tmp_path)
     assert ask(works, tmp_path / "b", **given, seed=1).extra["lines"][0].startswith("2 of 2 cells are left")
     assert ask(works, tmp_path / "c", **given, settings=SMALL | {"steps": 3}).extra["lines"][0].startswith("2 of 2 cells are left")
 
@@ -345,6 +351,7 @@ def test_a_plan_is_priced_without_making_anything(works, tmp_path):
         {"patches": ["x.safetensors"]},
         {"settings": {"moon": 1}},
         {"kind": "work"},
+        {"measure": False},
     ],
 )
 def test_what_cannot_be_measured_is_refused(works, tmp_path, given):

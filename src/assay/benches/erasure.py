@@ -110,8 +110,8 @@ COMPOSITION = Subject(
 """Two things in one picture, of which each is drawn alone too: what goes is the pair."""
 ATTACKED = ("twemoji", "noto", "cats", "clocks")
 """The concepts that the bench of attacks tries to bring back: two styles, and the two families of objects whose reference falls by most."""
-SEEDS = (0, 1, 2)
-"""The first is that of the whole bench; with the others what is attacked is erased, drawn and judged again, on other prompts."""
+SEED = 0
+"""Of the whole bench; with others what is attacked is erased, drawn and judged again, on other prompts."""
 COMBINATIONS = ("adv_unlearn+uce",)
 """Rows of several erasers, on what is attacked: an encoder trained against attacks, on top of weights rewritten in closed form."""
 
@@ -247,6 +247,8 @@ class Results(Part):
     """(concept, row) of every cell of the whole bench."""
     cells: list[Cell]
     """Those that are measured."""
+    made: dict[str, str] = Field(default_factory=dict)
+    """Eraser -> digest of its settings."""
 
     def of(self, concept: str) -> dict[str, Cell]:
         """Return the cells of a concept: row -> cell, in the order of the plan."""
@@ -255,8 +257,17 @@ class Results(Part):
         return {cell.row: cell for cell in sorted(cells, key=lambda cell: place.get((cell.concept, cell.row), len(place)))}
 
     def repeats(self, other: Results) -> bool:
-        """Return whether another bench measured the same with another seed."""
+        """Return whether another bench measured the same model, works, judge and scenes with another seed."""
         return self.seed != other.seed and (self.digests, self.settings) == (other.digests, other.settings)
+
+    def repeated(self, other: Results, concept: str) -> dict[str, Cell]:
+        """Return the cells of another bench that repeat this one's: of the same eraser with the same settings, or of the same model."""
+        own = self.of(concept)
+
+        def same(row: str, cell: Cell) -> bool:
+            return row in own and (cell.patch == own[row].patch if row in MODELS else self.made.get(row) == other.made.get(row))
+
+        return {row: cell for row, cell in other.of(concept).items() if same(row, cell)}
 
     @property
     def coverage(self) -> str:
@@ -291,6 +302,8 @@ class Beside(Part):
     """Of prompts, noise and exchanges; the erasers have the bench's."""
     settings: dict[str, float]
     """Of the sampler."""
+    features: str
+    """Digest of the fixed features."""
     prompts: int
     """Ordinary trained pairs outside the concept and its neighbours."""
     images: int

@@ -92,7 +92,9 @@ def why_empty(about: About, cells: dict[str, Cell]) -> list[str]:
         said.append(f"No training left out `{about.name}` alone: it is held against its things where they appear apart.")
     elif REFERENCE in absent:
         said.append(f"No model trained without `{about.name}` was given (`--patch {about.reference}=`), so nothing is held against retraining.")
-    if not absent and any(normalised(0.0, scale.get("floor"), scale.get("ceiling")) is None for scale in about.scale.values()):
+    if not absent and any("floor" not in scale or "ceiling" not in scale for scale in about.scale.values()):
+        said.append("Some distances are empty: their floor or ceiling was measured to another model.")
+    elif not absent and any(normalised(0.0, scale.get("floor"), scale.get("ceiling")) is None for scale in about.scale.values()):
         said.append("Some distances are empty: their ceiling is no farther than another seed.")
     return said
 
@@ -141,56 +143,68 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
         seeds={"seed": results.seed},
         digests=results.digests,
         metrics=[metric for metric in metrics if metric.n],
-        findings=[*_found(about, cells), *agreed(over_seeds([results, *repeats], about.name)), *why_empty(about, cells)],
+        findings=[*_found(about, cells), *agreed(over_seeds(results, repeats, about)), *why_empty(about, cells)],
         shows_not=SHOWS_NOT,
         tables=[
             Table(title=title, columns=["", *heads, "KID to the base", "KID to the reference", *costs], rows=rows),
-            *seeds_table([results, *repeats], about),
+            *seeds_table(results, repeats, about),
         ],
         versions=versions(),
     )
 
 
-def over_seeds(every: Sequence[Results], concept: str) -> dict[str, list[tuple[bool, bool]]]:
-    """Return the bars that each eraser meets, seed by seed, of those held against retraining with more than one: (reaches it, spares the rest)."""
+def over_seeds(results: Results, repeats: Sequence[Results], about: About) -> dict[str, list[tuple[bool, bool]]]:
+    """Return the bars that each eraser meets, seed by seed, of those held against a retraining that speaks with more than one seed."""
     met: dict[str, list[tuple[bool, bool]]] = {}
-    for results in every:
-        about = next((about for about in results.concepts if about.name == concept), None)
-        for row, bars in ({} if about is None else _verdict(about, results.of(concept))).items():
-            met.setdefault(row, []).append(bars)
+    for cells in [results.of(about.name), *(results.repeated(other, about.name) for other in repeats)]:
+        verdict = _verdict(about, cells)
+        if verdict and _share(about, cells[BASE], "target").value - _share(about, cells[REFERENCE], "target").value >= LEAST - ROUNDING:
+            for row, bars in verdict.items():
+                met.setdefault(row, []).append(bars)
     return {row: bars for row, bars in met.items() if len(bars) > 1}
 
 
 def agreed(met: Mapping[str, Sequence[tuple[bool, bool]]]) -> list[str]:
-    """Say which erasers meet both bars with every seed, and which with some."""
+    """Say which erasers meet both bars with every seed that they were held against retraining with, and which with some."""
     if not met:
         return []
     held = {row: [all(bar) for bar in bars] for row, bars in met.items()}
     always = ", ".join(row for row, seeds in held.items() if all(seeds)) or "none"
     mixed = ", ".join(row for row, seeds in held.items() if any(seeds) and not all(seeds)) or "none"
-    return [f"Of {len(met)} erasers with several seeds these meet both bars with every seed: {always}; with some: {mixed}."]
+    return [f"Of {len(met)} erasers held against retraining with several seeds these meet both bars with each: {always}; with some: {mixed}."]
 
 
-def seeds_table(every: Sequence[Results], about: About) -> list[Table]:
-    """List what was measured with several seeds, hits seed by seed; the mean's interval is Student's over seeds, which differ in prompts too."""
-    found = [(results.seed, results.of(about.name)) for results in every if any(other.name == about.name for other in results.concepts)]
-    names = [row for row in found[0][1] if sum(row in cells and judged(about, cells[row]) for _, cells in found) > 1] if len(found) > 1 else []
+def seeds_table(results: Results, repeats: Sequence[Results], about: About) -> list[Table]:
+    """List what was measured with several seeds, hits seed by seed, and the mean with the wider of two intervals.
+
+    They are Student's over seeds, which differ in prompts too, and Wilson's over all images, which holds where seeds agree by luck.
+    """
+    found = {results.seed: results.of(about.name)} | {other.seed: results.repeated(other, about.name) for other in repeats}
     rows = []
-    for name in names:
-        there = [(seed, cells[name]) for seed, cells in found if name in cells and judged(about, cells[name])]
+    for name in found[results.seed]:
+        there = {seed: cells[name] for seed, cells in found.items() if name in cells}
+        if len(there) < 2:
+            continue
         line: list[str] = []
         for part in ("target", "rest"):
-            counted = [_share(about, cell, part) for _, cell in there]
-            mean, half = _student([share.value for share in counted])
-            line += [", ".join(f"{share.hits}/{share.n}" for share in counted), f"{mean:.0%} ± {half:.0%}"]
-        rows.append([name, ", ".join(str(seed) for seed, _ in there), *line])
-    columns = ["", "seeds", "target", "mean, 95 % over seeds", "everything else", "mean, 95 % over seeds"]
+            counted = [_share(about, cell, part) for cell in there.values() if not cell.failed]
+            hits = ["failed" if cell.failed else f"{(share := _share(about, cell, part)).hits}/{share.n}" for cell in there.values()]
+            line += [", ".join(hits), _mean([share for share in counted if share.n])]
+        rows.append([name, ", ".join(map(str, there)), *line])
+    columns = ["", "seeds", "target", "mean, 95 %", "everything else", "mean, 95 %"]
     return [Table(title=f"{about.name}: erased, drawn and judged again with other seeds", columns=columns, rows=rows)] if rows else []
 
 
-def _student(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % interval."""
-    return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+def _mean(shares: Sequence[Share]) -> str:
+    """Return the mean of some shares and the wider of its two intervals; nothing of none."""
+    if not shares:
+        return ""
+    values = [share.value for share in shares]
+    low, high = wilson(sum(share.hits for share in shares), sum(share.n for share in shares))
+    if len(values) > 1:
+        half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+        low, high = max(0.0, min(low, np.mean(values) - half)), min(1.0, max(high, np.mean(values) + half))
+    return f"{np.mean(values):.0%} ({low:.0%} to {high:.0%})"
 
 
 def _found(about: About, cells: dict[str, Cell]) -> list[str]:
@@ -253,15 +267,14 @@ def moves(stored: Sequence[Beside]) -> tuple[list[str], list[Table]]:
         erasers = {row: spaces for row, spaces in one.kid.items() if row != AGAIN}
         less = [row for row, spaces in erasers.items() if all(moved.beyond and moved.beyond.high < 0 for moved in spaces.values())]
         what = f"{one.images:,} pictures of {one.prompts:,} prompts outside `{one.concept}` and its neighbours"
-        said.append(
-            f"On {what} {len(less)} of {len(erasers)} erasers are nearer to the base than a training with another seed: {', '.join(less) or 'none'}."
-        )
+        count = f"{len(less)} of {len(erasers)} erasers are nearer to the base than A', one training with another seed"
+        said.append(f"On {what} {count}: {', '.join(less) or 'none'}.")
         rows = []
         for row, spaces in one.kid.items():
             for space, moved in spaces.items():
                 beyond = f"{moved.beyond.value:.2g} ({moved.beyond.low:.2g} to {moved.beyond.high:.2g})" if moved.beyond else ""
                 rows.append([row, space, f"{moved.value:.2g} ({moved.low:.2g} to {moved.high:.2g})", f"{moved.alike:.2g}", beyond])
-        columns = ["", "features", "KID to the base, 95 %", "if the models were one, below", "beyond another seed, 95 %"]
+        columns = ["", "features", "KID to the base, 95 %", "if the models were one, below", "beyond A', 95 %"]
         tables.append(Table(title=f"How far {what} move", columns=columns, rows=rows))
     return said, tables
 
@@ -319,12 +332,12 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
             said.append(f"Of {', '.join(silent)} it takes less: those references hardly speak, and are not counted.")
     else:
         said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
-    seeds = {about.name: over_seeds([results, *repeats], about.name) for about in results.concepts}
+    seeds = {about.name: over_seeds(results, repeats, about) for about in results.concepts}
     lines, more = moves([one for one in beside if one.digests == results.digests])
     said, tables = [*said, *lines], [*tables, *more]
-    if pairs := [[all(bar) for bar in bars] for met in seeds.values() for bars in met.values()]:
-        steady = sum(len(set(bars)) == 1 for bars in pairs)
-        said.append(f"With other seeds the verdict on both bars is the same in {steady} of {len(pairs)} erasures that have several.")
+    if several := [bars for met in seeds.values() for bars in met.values()]:
+        steady = sum(len(set(bars)) == 1 for bars in several)
+        said.append(f"Of {len(several)} erasures held against retraining with several seeds {steady} have the same verdict with each.")
     if ranks:
         said.append(
             f"Of {len(ranks)} erasers measured on the same {ranks[0].concepts} concepts, {ranks[0].method} has the best mean ranks together: "

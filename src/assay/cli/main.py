@@ -41,8 +41,8 @@ model_argument = click.argument("model", default="emoji64")
 def cli() -> None:
     """What did a text-to-image model memorise, can it be taken out, and at what cost?
 
-    MODEL is emoji64 or emoji32 (built in), a diffusers folder, or a hub id. Exit codes: 0 done, 1 a bug of assay, 2 something to mend (one paragraph says
-    what), 3 a --fail-on was met, 130 interrupted.
+    MODEL is emoji64 or emoji32 (built in), a diffusers folder, or a hub id. Exit codes: 0 done, 1 a bug of assay, 2 something to mend (one
+    paragraph says what), 3 a --fail-on was met, 130 interrupted.
     """
 
 

@@ -89,7 +89,7 @@ def paired(
     return Paired(float(value), float(value) - half, float(value) + half, float(np.quantile(null, level)), share)
 
 
-def nearer(first: np.ndarray, other: np.ndarray, second: np.ndarray, groups: Sequence[object] | None = None, *, level: float = 0.95) -> Estimate:
+def excess(first: np.ndarray, other: np.ndarray, second: np.ndarray, groups: Sequence[object] | None = None, *, level: float = 0.95) -> Estimate:
     """Return by how much KID between `first` and `second` exceeds that between `other` and `second`, all three on the same prompts and seeds.
 
     Both are estimated as by `paired`. The interval is the jackknife's over prompts of their difference, which what the prompts share does not widen.

@@ -7,7 +7,7 @@ compute the same function.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -43,24 +43,20 @@ def unfused_attention(unet: Any) -> Generator[None]:
         unet.set_attn_processor(kept)
 
 
-def compiled(module: torch.nn.Module) -> Callable[..., Any]:
-    """Return the module's forward pass compiled at its first call, which takes a minute or two: the same function, up to rounding.
+@contextmanager
+def compiling() -> Generator[None]:
+    """Say what to do where torch cannot compile a module that is called, or differentiated, inside.
 
     Raises:
-        Unsupported: at the first call, where this machine cannot compile it.
+        Unsupported: it cannot.
     """
     from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
-    fast = torch.compile(module)
-
-    def forward(*args: Any, **options: Any) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # diffusers' own, of constants
-                return fast(*args, **options)
-        except TorchDynamoException as error:
-            first = " ".join(str(error).split("\n")[:2])
-            hint = "It needs a C++ compiler; without `--compile` the training goes on as it is."
-            raise Unsupported(f"torch cannot compile the model here: {first}", hint) from error
-
-    return forward
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # diffusers' own, of constants
+            yield
+    except TorchDynamoException as error:
+        first = " ".join(str(error).split("\n")[:2])
+        hint = "It needs a C++ compiler and room for temporary files; or leave out `--compile`."
+        raise Unsupported(f"torch cannot compile the model here: {first}", hint) from error

@@ -104,6 +104,7 @@ class Recipe:
 
         Raises:
             Misconfigured: no work is left to train on.
+            Unsupported: torch cannot compile here.
         """
         seed = self.seed if seed is None else seed
         seen = material(denoiser, works if keep is None else works.where(keep))

@@ -8,6 +8,7 @@ replaced by the empty prompt for guidance (Ho and Salimans 2022, Alg. 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from assay.training.loop import Progress, Run, Schedule, trainable
-from assay.training.precision import Precision, autocast, compiled, unfused_attention
+from assay.training.precision import Precision, autocast, compiling, unfused_attention
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,9 @@ def train(
         until: the step to stop after; None trains to the end.
         compile: let torch compile the passes first.
         progress: called after every step.
+
+    Raises:
+        Unsupported: torch cannot compile here.
     """
     device = unet.device
     latents, text = latents.to(device), text.to(device)
@@ -125,7 +129,7 @@ def train(
     snr = alphas / (1 - alphas)
     weights = snr.clamp(settings.floor, settings.gamma) / snr if settings.gamma else torch.ones_like(snr)
     batch = settings.schedule.batch
-    forward = compiled(unet) if compile else unet
+    forward = torch.compile(unet) if compile else unet
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         work, which = shown.draw(batch, rng)
@@ -141,7 +145,7 @@ def train(
 
     unet.train().requires_grad_(True)
     run = Run(trainable(unet), loss, settings.schedule, seed=seed, folder=folder, plan=plan)
-    with unfused_attention(unet):
+    with unfused_attention(unet), compiling() if compile else nullcontext():
         run.run(until, progress=progress)
     unet.eval().requires_grad_(False)
     return run

@@ -77,16 +77,19 @@ def bench(
         The outcome; `outcome.files["report"]` is the page.
 
     Raises:
-        Misconfigured: there is no such subject or chapter.
+        Misconfigured: there is no such subject or chapter, or something is said of a measurement that is not asked for.
         Missing: there is no folder of results, or a script of it failed.
     """
     display, started = display or Silent(), time.monotonic()
     if subject not in SUBJECTS:
         raise Misconfigured(f"There is no bench `{subject}`.", f"There is {', '.join(SUBJECTS)}.")
-    results, out = Path(results), Path(out or f"out/bench-{subject}{f'-seed-{seed}' if seed else ''}")
+    results, out = Path(results), Path(out or f"out/bench-{subject}{f'-seed-{seed}' if seed and subject == 'erasure' else ''}")
     if subject != "world":
         if not measure:
-            return (erasure_report if subject == "erasure" else attacks_report).stored(results, out, started)
+            of_cells = {"methods": methods, "attacks": attacks, "concept": concept, "limit": limit, "patch": patches}
+            if unused := [name for name, value in of_cells.items() if value not in (None, "", (), [])]:
+                raise Misconfigured(f"`--{unused[0]}` says what to measure, and nothing is measured.", "Add `--measure`, or leave it out.")
+            return erasure_report.stored(results, out, started, seed) if subject == "erasure" else attacks_report.stored(results, out, started)
         session, rows, given = Session("bench", model, out, seed, device, display=display), _listed(methods), settings or {}
         if subject == "erasure":
             return erasure_report.measured(session, works, rows, concept, kind, patches, given, limit, results, dry_run=dry_run)

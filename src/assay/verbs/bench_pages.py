@@ -147,8 +147,9 @@ def keep_page(bench: Any, draw: Callable[[], bytes], stored: Path, target: Path)
         Whether it was drawn now.
     """
     made = sum(1 for _ in bench.kept.rglob("cell.json"))
-    anew = not (stored.exists() and len(bench.before) > made)
-    write_atomically(target, draw() if anew else stored.read_bytes())
+    anew = bool(made) and not (stored.exists() and len(bench.before) > made)
+    if anew or stored.exists():
+        write_atomically(target, draw() if anew else stored.read_bytes())
     return anew
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from assay.benches.erasure import ATTACKED, MODELS, SEEDS, About, Beside, Moves, Results, Settings, subjects
+from assay.benches.erasure import ATTACKED, MODELS, SEED, About, Beside, Moves, Results, Settings, subjects
 from assay.benches.erasure_chapters import chapter, verdict
 from assay.concept import Kind
 from assay.jobs.folder import OutFolder
@@ -67,11 +67,13 @@ def measured(
     table, rows = pages.works_of(session, works), known_rows(methods)
     chosen, out = pages.settings_of(Settings(), settings), Path(session.out)
     listed = pages.choose(session, table, concepts, kind, subjects(table) if session.built_in else ())
-    if session.built_in and session.seed != SEEDS[0]:
-        listed = [subject for subject in listed if subject.name in (*ATTACKED, *concepts)]
+    file = file_of(stored_in, session.seed)
+    if session.built_in and session.seed != SEED:
+        before = [cell.concept for cell in pages.read(file, Results, "the bench of erasers").cells] if file.exists() else []
+        listed = [subject for subject in listed if subject.name in (*ATTACKED, *concepts, *before)]
     given = dict(pages.named(text) for text in patches)
     bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given, rows)
-    pages.take(bench, stored_in / f"{name_of(session.seed)}.json", Results, "the bench of erasers")
+    pages.take(bench, file, Results, "the bench of erasers")
     cells = [(name, row) for name, row in (bench.possible if rows else bench.planned) if not concepts or name in concepts]
     cells = [(name, row) for name, row in cells if not rows or row in (*MODELS, *rows)]
     if dry_run:
@@ -83,7 +85,7 @@ def measured(
     OutFolder.check(out, plan)
     bench.measure(cells, limit)
     folder, found = OutFolder(out, plan), bench.results()
-    pages.keep_page(bench, lambda: small_png(bench.page(found), LARGEST), stored_in / f"{name_of(session.seed)}.png", folder / f"{NAME}.png")
+    pages.keep_page(bench, lambda: small_png(bench.page(found), LARGEST), file.with_suffix(".png"), folder / f"{NAME}.png")
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
 
     def pictured(about: About, where: Path) -> list[Picture]:
@@ -95,31 +97,40 @@ def measured(
     return write(found, repeated(stored_in, found), beside(stored_in), folder, pictured, again, session.started)
 
 
-def stored(results: Path, out: Path, started: float) -> Outcome:
+def stored(results: Path, out: Path, started: float, seed: int = SEED) -> Outcome:
     """Report the stored results.
 
     Args:
         results: their folder.
         out: folder to write to.
+        seed: whose.
         started: when the command began, by `time.monotonic`.
 
     Raises:
         Missing: there is no such folder, or no such results in it.
         BadInput: they cannot be read.
     """
-    file = results / f"{NAME}.json"
+    file = file_of(results, seed)
     found = pages.read(file, Results, "the bench of erasers")
     others, moved = repeated(results, found), beside(results)
     more = [digest_of(one.model_dump()) for one in (*others, *moved)]
     folder = OutFolder(out, {"command": "bench", "subject": NAME, "results": sha256_file(file)} | ({"more": more} if more else {}))
-    if (page := results / f"{NAME}.png").exists():
-        shutil.copyfile(page, folder / page.name)
-    return write(found, others, moved, folder, lambda *_: [], ["bench", NAME, "--results", str(results)], started)
+    if (page := file.with_suffix(".png")).exists():
+        shutil.copyfile(page, folder / f"{NAME}.png")
+    again = ["bench", NAME, "--results", str(results), *([] if seed == SEED else ["--seed", str(seed)])]
+    return write(found, others, moved, folder, lambda *_: [], again, started)
 
 
 def name_of(seed: int) -> str:
     """Return what the stored files of a seed are called."""
-    return NAME if seed == SEEDS[0] else f"{NAME}-seed-{seed}"
+    return NAME if seed == SEED else f"{NAME}-seed-{seed}"
+
+
+def file_of(results: Path, seed: int) -> Path:
+    """Return the file of a seed's results: what is stored under its name, else what a run with that seed wrote."""
+    named, plain = results / f"{name_of(seed)}.json", results / f"{NAME}.json"
+    written = not named.exists() and plain.exists() and pages.read(plain, Results, "the bench of erasers").seed == seed
+    return plain if written else named
 
 
 def repeated(results: Path, found: Results) -> list[Results]:
@@ -128,10 +139,10 @@ def repeated(results: Path, found: Results) -> list[Results]:
     Raises:
         BadInput: a file cannot be read.
     """
-    if found.seed != SEEDS[0]:
+    if found.seed != SEED:
         return []
-    others = [pages.read(file, Results, "the bench of erasers") for file in results.glob(f"{NAME}-seed-*.json")]
-    return sorted((other for other in others if found.repeats(other)), key=lambda other: other.seed)
+    others = [pages.read(file, Results, "the bench of erasers") for file in sorted(results.glob(f"{NAME}-seed-*.json"))]
+    return [other for _, other in sorted({other.seed: other for other in others if found.repeats(other)}.items())]
 
 
 def beside(results: Path) -> list[Beside]:

@@ -286,14 +286,16 @@ class Bench:
                 known = before[row].kid if row in before else {}
                 cell = made.get(row) or before[row]
                 cells.append(cell.model_copy(update={"plan": self.mark(name, row), "kid": known | kid.get(row, {})}))
-            ceilings = {key: distance.value for key, distance in (before[BASE].kid if BASE in before else {}).items()}  # of pictures that are gone
-            scale = {key: ends if "ceiling" in ends or key not in ceilings else ends | {"ceiling": ceilings[key]} for key, ends in scale.items()}
-            scale = self.scales.get(name, {}) | {key: ends for key, ends in scale.items() if "ceiling" in ends}
+            base = next((cell for cell in cells if (cell.concept, cell.row) == (name, BASE)), Cell(concept=name, row=BASE))
+            ceilings = {key: {"ceiling": distance.value} for key, distance in base.kid.items()}  # to a reference, whose pictures may be elsewhere
+            old = self.scales.get(name, {})
+            scale = {key: ceilings.get(key, {}) | old.get(key, {}) | scale.get(key, {}) for key in sorted({*old, *scale})}
             concept = self.asked(name).concept
             things = list(self.asked(name).things)
             heads = {"target": subject.target_head, **dict.fromkeys(["neighbours", "rest", *things], subject.stay_head)}
             more = {"anchor": concept.anchor, "members": list(concept.members), "scale": scale, "things": things}
             about.append(About(name=name, kind=subject.kind, heads=heads, reference=subject.reference, **more))
+        subject = next(iter(self.subjects.values()))  # an eraser's settings are the same for all
         planned = dict.fromkeys([*self.planned, *self.models_before, *((cell.concept, cell.row) for cell in cells)])
         return Results(
             model=self.session.denoiser.name,
@@ -303,6 +305,7 @@ class Bench:
             concepts=about,
             planned=sorted(planned, key=lambda pair: MODELS.index(pair[1]) if pair[1] in MODELS else len(MODELS)),
             cells=cells,
+            made={row: digest_of(self.rows.plan_of(subject, row)) for row in (*self.rows.modules, *self.joined)},
         )
 
     def _features(self, name: str, cells: Mapping[str, Cell]) -> dict[str, dict[str, np.ndarray]]:

@@ -122,7 +122,7 @@ def retrain(
         "recipe": digest_of(asdict(plan.recipe)),
         "end": plan.end,
         "draws": plan.seed,
-    }
+    } | ({"compile": True} if compile else {})  # which rounds otherwise
     folder = session.folder(session.plan(**about))
     if previous := session.finished(folder):
         return previous
