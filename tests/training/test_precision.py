@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from assay.errors import Unsupported
 from assay.noise import normal
 from assay.training.loop import Schedule
 from assay.training.precision import autocast, native, unfused_attention
@@ -66,22 +64,3 @@ def test_processors_without_bf16_train_in_fp32(monkeypatch):
     assert native() == "fp32"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert native() == "bf16"
-
-
-def test_compiled_passes_train_the_same_and_a_machine_that_cannot_compile_says_so(monkeypatch):
-    latents, text, scheduler = normal((3, 2, 4, 4), [1])[0], normal((2, 4, 6), [2])[0], DDPMScheduler(beta_schedule="scaled_linear")
-    material = (latents, text, [(0, [1]), (1, [1]), (2, [1])], TINY, scheduler)
-    plain = train(unet(), *material, seed=1)
-    compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", partial(compiler, backend="eager"))  # traced in seconds; the machine's own compiler takes a minute
-    compiled = train(unet(), *material, seed=1, compile=True)
-    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
-    assert compiled.parameters.keys() == plain.parameters.keys()  # so that a checkpoint of one is a checkpoint of the other
-
-    def none(*_):
-        raise OSError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", partial(compiler, backend=none))
-    with pytest.raises(Unsupported, match="no compiler") as refused:
-        train(unet(), *material, seed=1, compile=True)
-    assert "--compile" in refused.value.hint

@@ -155,7 +155,6 @@ def evaluate(**options: Any) -> None:
 @click.option("--works", type=click.Path(), help="The works the model was trained on.  [default: those of the built-in model]")
 @click.option("--steps", type=click.IntRange(1), help="Steps of the training.  [default: the recipe's, times the share of exposures that is left]")
 @click.option("--until", type=click.IntRange(1), help="Stop after this step; the same command goes on.")
-@click.option("--compile", is_flag=True, help="Compile the passes first: a fifth faster after a minute or two on CPUs; needs a C++ compiler.")
 @shared
 def retrain(**options: Any) -> None:
     """Train a model's UNet again from scratch by its own recipe, on other works or with another seed; the result is a patch.

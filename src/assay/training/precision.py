@@ -6,15 +6,12 @@ compute the same function.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-
-from assay.errors import Unsupported
 
 Precision = Literal["fp32", "bf16"]
 
@@ -41,22 +38,3 @@ def unfused_attention(unet: Any) -> Generator[None]:
         yield
     finally:
         unet.set_attn_processor(kept)
-
-
-@contextmanager
-def compiling() -> Generator[None]:
-    """Say what to do where torch cannot compile a module that is called, or differentiated, inside.
-
-    Raises:
-        Unsupported: it cannot.
-    """
-    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # diffusers' own, of constants
-            yield
-    except TorchDynamoException as error:
-        first = " ".join(str(error).split("\n")[:2])
-        hint = "It needs a C++ compiler and room for temporary files; or leave out `--compile`."
-        raise Unsupported(f"torch cannot compile the model here: {first}", hint) from error

@@ -83,7 +83,6 @@ class Recipe:
         steps: int | None = None,
         until: int | None = None,
         folder: Path | None = None,
-        compile: bool = False,
         progress: Progress | None = None,
     ) -> tuple[UNet2DConditionModel, Run]:
         """Train a new UNet from scratch by this recipe.
@@ -96,7 +95,6 @@ class Recipe:
             steps: of this training; the recipe's if None. A reference takes the recipe's times its share of the exposures.
             until: stop after this step; a later call with the same `folder` goes on.
             folder: of the checkpoint.
-            compile: let torch compile the passes first: the same training, up to rounding.
             progress: called after every step.
 
         Returns:
@@ -104,7 +102,6 @@ class Recipe:
 
         Raises:
             Misconfigured: no work is left to train on.
-            Unsupported: torch cannot compile here.
         """
         seed = self.seed if seed is None else seed
         seen = material(denoiser, works if keep is None else works.where(keep))
@@ -126,7 +123,6 @@ class Recipe:
             folder=folder,
             plan=digest_of([_without_steps(settings), seen.works, tensor_digest(seen.latents), tensor_digest(states), seed]),
             until=until,
-            compile=compile,
             progress=progress,
         )
         run.use_average()

@@ -8,7 +8,6 @@ replaced by the empty prompt for guidance (Ho and Salimans 2022, Alg. 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from assay.training.loop import Progress, Run, Schedule, trainable
-from assay.training.precision import Precision, autocast, compiling, unfused_attention
+from assay.training.precision import Precision, autocast, unfused_attention
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,6 @@ def train(
     folder: Path | None = None,
     plan: str = "",
     until: int | None = None,
-    compile: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Train `unet` in place up to step `until` and return the run, whose `use_average` puts the averaged weights in.
@@ -116,11 +114,7 @@ def train(
         folder: of the checkpoint.
         plan: what the checkpoint belongs to.
         until: the step to stop after; None trains to the end.
-        compile: let torch compile the passes first.
         progress: called after every step.
-
-    Raises:
-        Unsupported: torch cannot compile here.
     """
     device = unet.device
     latents, text = latents.to(device), text.to(device)
@@ -129,7 +123,6 @@ def train(
     snr = alphas / (1 - alphas)
     weights = snr.clamp(settings.floor, settings.gamma) / snr if settings.gamma else torch.ones_like(snr)
     batch = settings.schedule.batch
-    forward = torch.compile(unet) if compile else unet
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         work, which = shown.draw(batch, rng)
@@ -140,12 +133,12 @@ def train(
         noise = torch.randn(clean.shape, generator=rng).to(device)
         scale = alphas[t][:, None, None, None].to(device)
         with autocast(settings.precision, device):
-            predicted = forward(scale.sqrt() * clean + (1 - scale).sqrt() * noise, t.to(device), text[which.to(device)]).sample
+            predicted = unet(scale.sqrt() * clean + (1 - scale).sqrt() * noise, t.to(device), text[which.to(device)]).sample
         return ((predicted.float() - noise).square().mean((1, 2, 3)) * weights[t].to(device)).mean()
 
     unet.train().requires_grad_(True)
     run = Run(trainable(unet), loss, settings.schedule, seed=seed, folder=folder, plan=plan)
-    with unfused_attention(unet), compiling() if compile else nullcontext():
+    with unfused_attention(unet):
         run.run(until, progress=progress)
     unet.eval().requires_grad_(False)
     return run

@@ -56,7 +56,6 @@ def retrain(
     out: str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
-    compile: bool = False,
     dry_run: bool = False,
     display: Any = None,
 ) -> Outcome:
@@ -80,7 +79,6 @@ def retrain(
         out: folder to write to.
         seed: trainings that differ in it differ in every draw; none has the base's own draws.
         device: a torch device.
-        compile: let torch compile the passes first: the same training up to rounding, a fifth faster on CPUs once a minute or two is spent.
         dry_run: plan only.
         display: shows progress.
 
@@ -90,7 +88,6 @@ def retrain(
     Raises:
         Misconfigured: a condition cannot be read, nothing is left to train on, or it is not known what the model was trained on.
         Missing: the model has no recipe, or a condition fits none of its works.
-        Unsupported: torch cannot compile here.
         Mismatch: the works are not those of the recipe and no number of steps is given, or the recipe is of another shape than the model.
     """
     session = Session("retrain", model, out or f"out/retrain{f'-{reference}' if reference else ''}", seed, device, display=display or Silent())
@@ -112,8 +109,7 @@ def retrain(
     if dry_run:
         return _rehearse(session, plan, stop)
     _refuse_other_shape(plan.recipe, session.denoiser)
-    flags = {"once": once or None, "swap": swap or None, "compile": compile or None}
-    session.ask(reference=reference, keep=keep, drop=drop, drop_ids=drop_ids, works=works, steps=steps, **flags)
+    session.ask(reference=reference, keep=keep, drop=drop, drop_ids=drop_ids, once=once or None, swap=swap or None, works=works, steps=steps)
     if recipe is not None or not isinstance(drop_ids, str | Path | None):
         session.asked = []  # these have no name on the command line
     about = {
@@ -122,12 +118,12 @@ def retrain(
         "recipe": digest_of(asdict(plan.recipe)),
         "end": plan.end,
         "draws": plan.seed,
-    } | ({"compile": True} if compile else {})  # which rounds otherwise
+    }
     folder = session.folder(session.plan(**about))
     if previous := session.finished(folder):
         return previous
     unet, run = plan.recipe.retrain(
-        session.denoiser, plan.works, seed=plan.seed, until=stop, folder=folder / "training", compile=compile, progress=session.bar("training")
+        session.denoiser, plan.works, seed=plan.seed, until=stop, folder=folder / "training", progress=session.bar("training")
     )
     if run.step < plan.end:
         lines = [f"{run.step} of {plan.end} steps are done; without `--until`, or with a larger one, the same command goes on."]
@@ -142,7 +138,7 @@ def retrain(
     record = session.record(
         world.reference(reference).answers if reference else f"What is the model {selection}, all else alike?",
         method="retrained",
-        given={"reference": reference, "selection": str(selection), "steps": steps, "compile": compile},
+        given={"reference": reference, "selection": str(selection), "steps": steps},
         resolved={**asdict(plan.recipe.unet), "selection": asdict(replace(selection, drop_ids=()))},
         digests={"patch": made.digest, "works": table.digest, "works shown": shown(plan.works).digest},
         metrics=[
