@@ -98,7 +98,7 @@ def test_collections_are_judged_beside_a_control(record):
     assert record.metric("collection.all_ordinary_members.p_value").value < 1e-6
     assert record.metric("collection.holdout_against_calibration_works.p_value").value > 0.05
     said = " ".join(record.findings)
-    assert "all ordinary members: p =" in said
+    assert "all ordinary members: p < 0.0001, evidence" in said
     assert "holdout against calibration works: p = " in said
     assert said.count("no evidence that it was trained") == 1
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_said_is_said(works, record):
 
 def test_controls_are_put_into_words(works):
     said = " ".join(witness(works, evidence(), SETTINGS, ruled=False, seed=0).findings)
-    assert "The two kinds are alike to it." in said
+    assert "It does not tell them apart." in said
     assert "Those above chance need the pair" in said
     same = evidence(apart=0.0)
     same = same._replace(scores=same.scores | {f"another.{name}": same.scores[name] for name in ("clid", "calibrated_loss", "loss")})
@@ -134,7 +134,7 @@ def test_controls_are_put_into_words(works):
     odd = evidence()._replace(blind=Blind(0.8, (0.4, 0.6), 0.002))
     odd = odd._replace(scores=odd.scores | {"another.clid": odd.scores["clid"]})
     said = " ".join(witness(works, odd, SETTINGS, ruled=False, seed=0).findings)
-    assert "areas overstate memory" in said
+    assert "areas may overstate memory" in said
     assert "recognises the picture or the caption alone" in said
 
 

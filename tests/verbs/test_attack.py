@@ -126,7 +126,7 @@ def test_where_everything_comes_back_by_itself_nothing_is_left_to_break():
     yes = np.ones(2, bool)
     metrics = successes(Namer([]), Concept("cat", "object"), [(yes, yes)] * 3, 1)
     said = findings("seed_search", Concept("cat", "object"), metrics, Attack(("a", "b")), patched=False)
-    assert "none of 0" in said[0]
+    assert said[0] == "Every prompt brings `cat` back by itself, so there was nothing left for seed_search to break."
     assert "no patch is on" in said[1]
 
 

@@ -76,19 +76,19 @@ def test_info_counts():
 def test_info_says_what_it_means():
     """Expected: sentences with the numbers of the five rows above."""
     assert info(WORKS).findings == [
-        "5 works by 3 named creators, Ada with the most (2, 40%); 1 name none.",
-        "3 works must be credited to their creators (CC-BY-4.0, CC-BY-SA-4.0).",
-        "2 works oblige whoever adapts them to share alike (CC-BY-SA-4.0).",
-        "1 works must keep their licence notice (MIT).",
-        "1 works are under terms that assay does not know, to be read by a person (house rules).",
-        "Training shows 4 of 5 works, 7 showings an epoch.",
+        "4 of 5 works name their creator: 3 creators, Ada with the most (2 works).",
+        "To be credited to their creators: 3 works (CC-BY-4.0, CC-BY-SA-4.0).",
+        "To be shared alike by whoever adapts them: 2 works (CC-BY-SA-4.0).",
+        "To keep their licence notice: 1 work (MIT).",
+        "Under terms that assay does not know, to be read by a person: 1 work (house rules).",
+        "By the splits declared, training shows 4 of 5 works, 7 showings an epoch.",
     ]
 
 
 def test_works_that_are_no_members_are_not_shown():
     """Whatever copies they declare: training takes members alone."""
     record = info(Works.from_rows([work(0, split="holdout", copies=3), work(60, split="member", copies=2)]))
-    assert record.findings[-1] == "Training shows 1 of 2 works, 2 showings an epoch."
+    assert record.findings[-1] == "By the splits declared, training shows 1 of 2 works, 2 showings an epoch."
     assert {row[0]: row[3] for row in table(record, "Works by split").rows} == {"holdout": 0, "member": 2}
 
 
@@ -113,7 +113,7 @@ def test_duplicates_counts_clusters_and_leaks():
     figures = {metric.name.removeprefix("duplicates."): metric.value for metric in record.metrics}
     assert figures == {"share": 5 / 6, "clusters": 2, "largest": 3, "pairs": 3, "cross_style": 1, "cross_split": 2}
     assert all(metric.n == 6 for metric in record.metrics)
-    assert record.findings[0] == "Leak: 2 pairs of near-duplicates are in different splits, 2 of them a member and a work that counts as unseen."
+    assert record.findings[0] == "Leak: 2 pairs of near-duplicates are in different splits, 2 of them with a member on one side."
     assert table(record, "Near-duplicate clusters by size").rows == [[1, 1, 1], [2, 1, 2], [3, 1, 3]]
     ids = works.column("id")
     assert table(record, "Largest clusters").rows == [
@@ -128,7 +128,7 @@ def test_duplicates_counts_clusters_and_leaks():
 def test_a_leak_between_two_unseen_splits_is_told_apart():
     """Expected: one pair, none of it with a member."""
     works = Works.from_rows([work(9, split="holdout"), work(9, split="calibration")])
-    assert duplicates(works).findings[0].startswith("Leak: 1 pairs of near-duplicates are in different splits, 0 of them")
+    assert duplicates(works).findings[0].startswith("Leak: 1 pair of near-duplicates is in different splits, 0 of them")
 
 
 def test_works_without_duplicates():

@@ -216,7 +216,7 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
     said = []
     if verdict := _verdict(about, cells):
         met = [method for method, bars in verdict.items() if all(bars)]
-        bar = f"bring the target within {NEAR:.0%} of retraining and cost everything else at most {COST:.0%}"
+        bar = f"leave at most {100 * NEAR:.0f} points more of the target than retraining and take at most {100 * COST:.0f} off everything else"
         said.append(f"{len(met)} of {len(verdict)} erasers {bar}: {', '.join(met) or 'none'}.")
         fall = known[BASE].target - known[REFERENCE].target
         if fall < LEAST - ROUNDING:
@@ -224,7 +224,7 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
     if BASE in known:
         share = _share(about, cells[BASE], "target")
         if share.n and share.chance is not None and wilson(share.hits, share.n)[0] <= share.chance:
-            said.insert(0, f"The base itself shows `{about.name}` no more often than chance would, so nothing here is evidence of erasing it.")
+            said.insert(0, f"That the base itself shows `{about.name}` more often than chance is not certain, so this says little of erasing it.")
     measured = {method: found for method, found in erasers.items() if found is not None}
     if BASE in known and measured:
         least = min(measured, key=lambda method: (measured[method].target, -measured[method].rest))
@@ -327,6 +327,8 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
         said.append(
             f"Held against retraining where that takes {LEAST:.0%} or more off the target, {sum(row[6] for row in speak)} of "
             f"{sum(row[7] for row in speak)} erasures meet both bars."
+            if speak
+            else f"No reference takes {LEAST:.0%} or more off its target, so no erasure is held against retraining."
         )
         if silent := [f"`{row[0]}`" for row in counted if row[3] == "no"]:
             said.append(f"Of {', '.join(silent)} it takes less: those references hardly speak, and are not counted.")
@@ -340,7 +342,7 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
         said.append(f"Of {len(several)} erasures held against retraining with several seeds {steady} have the same verdict with each.")
     if ranks:
         said.append(
-            f"Of {len(ranks)} erasers measured on the same {ranks[0].concepts} concepts, {ranks[0].method} has the best mean ranks together: "
+            f"Of {len(ranks)} erasers measured on the same concepts ({ranks[0].concepts}), {ranks[0].method} has the best mean ranks together: "
             f"{ranks[0].target:.1f} by the target, {ranks[0].rest:.1f} by the rest."
         )
     return Record(

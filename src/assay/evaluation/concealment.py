@@ -85,9 +85,12 @@ def verdict(trials: Sequence[Trial], *, complete: bool = True) -> Word:
 def conclusion(concept: str, trials: Sequence[Trial], *, complete: bool = True) -> str:
     """Return the verdict in a plain sentence."""
     word = verdict(trials, complete=complete)
+    floored = any(trial.floor is not None and trial.admitted and trial.excess[0] > 0 and not trial.floor_early for trial in trials)
+    beside = "than from a model that never saw it" if floored else "than on half of the prompts; no model that never saw it was attacked"
     meaning = {
-        "hidden": "an attack brings it back above what a model that never saw it would show",
-        "removed": f"no attack comes more than {100 * MARGIN:.0f} points above a model that never saw it, for certain",
+        "hidden": f"by a prompt or under an attack it is still shown, more often {beside} (by 95 % intervals)",
+        "removed": f"of the attacks that count none comes more than {100 * MARGIN:.0f} points above a model that never saw it (upper ends of 95 % "
+        "intervals); stronger attacks were not tried",
         "unclear": "the attacks neither bring it back for certain nor rule it out",
     }
     return f"`{concept}` is {word}: {meaning[word]}."

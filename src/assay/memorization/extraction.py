@@ -346,9 +346,12 @@ def _row(works: Works, found: Found, row: int, delta: float, place: int, extract
 
 def _findings(groups: list[Group], metrics: list[Metric], images: int, right: int, claimed: int, rate: float) -> list[str]:
     captions = sum(len(group.works) for group in groups if group.kind != "calibration")
-    said = [f"{images} images were drawn of {captions} captions: {claimed} are predicted to be copies, {right} are, of captions trained."]
+    said = [
+        f"{images:,} images were drawn of {captions:,} captions. Those of {claimed} agree so closely that a copy is predicted; of these captions "
+        f"{right} were trained and a work trained on is as near as a copy."
+    ]
     for group, metric in zip(groups, metrics, strict=False):
-        if group.kind == "canary" or group.kind == "holdout":
+        if group.kind in ("canary", "holdout", "members"):
             count = round((metric.value or 0) * metric.n)
             said.append(f"Of {group.words}, {count} of {metric.n} are extracted (95 % interval {metric.low or 0:.0%} to {metric.high or 0:.0%}).")
     said.append(f"By the thresholds, a caption never trained is predicted with at most {rate:.1%}, and comes as near to a work with at most as much.")

@@ -34,16 +34,16 @@ from assay.memorization.dataset_inference import LEAST, infer
 from assay.memorization.groups import Audit, Group, check_sizes, choose, completed
 from assay.memorization.looks import SIZE, compare, looks
 from assay.memorization.testimony import decide
-from assay.memorization.verdicts import trained
+from assay.memorization.verdicts import LEVEL, in_p, trained
 from assay.record import Metric, Record, Table
 from assay.works import Works
 
 MARK = "mine"
 """Attribute that works asked after declare."""
 SIGNS = {
-    "came_out": "an output almost equal to it",
+    "came_out": "an output nearer to it than outputs are to works never trained",
     "by_itself": "outputs that agree by themselves",
-    "denoised": "denoising like that of works trained on",
+    "denoised": "denoising better than that of works never trained",
 }
 """Name of a sign -> what is seen of a work."""
 
@@ -196,14 +196,18 @@ def audit(
     p_values = (1 + (clid[never][None] >= clid[mine][:, None]).sum(1)) / (len(never) + 1)
     metrics, counts = _rates(groups, evidence, rate)
     rates = in_words(counts)
-    told = [f"Images are compared at {rate:.1%} false alarms a sign." if rate > settings.false_positive_rate else ""]
+    few = f"{count} calibration works cannot hold {settings.false_positive_rate:.1%} false alarms a sign: each is allowed {rate:.1%}."
+    told = [few if rate > settings.false_positive_rate else ""]
     ours, theirs = scored.units(mine), scored.units(never)
     if min(len(ours), len(theirs)) >= LEAST:
         result = infer(ours, theirs, seed=seed, divisions=settings.divisions)
         metrics.append(Metric(name="collection.p_value", value=result.p_value, n=result.suspects + result.others))
-        verdict = "evidence that the collection was used, wholly or in part" if trained(result) else "no evidence that the collection was used"
+        same = "evidence that some or all of them were used, if those are of the same kind as yours, which was not tested"
+        verdict = same if trained(result) else "no evidence that they were used"
+        other = " but not in the direction of works trained on," if result.p_value < LEVEL and result.direction <= 0 else ""
         once = f", near-duplicates counted once ({len(ours)})" if len(ours) < len(mine) else ""
-        told.insert(0, f"All {len(mine)} works together{once}, by dataset inference: p = {result.p_value:.2g}, {verdict} at 1 %.")
+        said = f"All {len(mine)} works together{once} against {len(theirs)} never trained, by dataset inference: p {in_p(result.p_value)},{other}"
+        told.insert(0, f"{said} {verdict} (below {LEVEL:g} counts).")
     else:
         told.insert(
             0, f"{len(ours)} works that differ, against {len(theirs)} never trained, are too few for a test of the collection: {LEAST} are needed."
@@ -262,7 +266,7 @@ def in_words(counts: Counts) -> str:
 def _summary(evidence: Evidence, mine: np.ndarray) -> str:
     seen = [f"{SIGNS[name]} for {int(flags[mine].sum())}" for name, flags in evidence.signs.items()]
     count = int(np.any([flags[mine] for flags in evidence.signs.values()], 0).sum())
-    return f"A sign of having been used was seen for {count} of {len(mine)} works: {', '.join(seen)}."
+    return f"For {count} of {len(mine)} works something was seen that is rare at works never trained: {', '.join(seen)}."
 
 
 def _rows(
@@ -324,13 +328,16 @@ def sentence(seen: set[str], hits: int, attempts: int, caption: str, p_value: fl
 
     if hits:
         alone = " They agree so closely that they were found without looking at the work." if "by_itself" in seen else ""
-        said = f"An image almost equal to this work came out in {hits} of {attempts} attempts when asked with its caption “{caption}”."
+        said = f"In {hits} of {attempts} attempts with its caption “{caption}” an image came out that is nearer to this work than images are to "
+        said += "works never trained: look at them side by side."
         return said + alone + alarms("came_out")
     if "by_itself" in seen:
         return f"Asked {attempts} times with “{caption}”, the model draws images that agree closely and lie near this work." + alarms("by_itself")
     if "denoised" in seen:
-        said = f"“{caption}”: no copy came out, but the model denoises this work as works it was trained on (p = {p_value:.2g}): a hint, no proof."
+        said = f"“{caption}”: no copy came out, but the model denoises this work better than nearly all works never trained "
+        said += f"(p = {p_value:.2g}): a hint, no proof."
         return said + alarms("denoised")
     said = f"“{caption}”: we found no sign; that does not prove that it was not used."
     found, of = counts.get(("members", "found"), (0, 0))
-    return said + (f" The test finds about {100 * found / of:.0f} of 100 works that were in." if of else "")
+    low, high = wilson(found, of)
+    return said + (f" Of works that were in, the test found {found} of {of} (95 % interval {low:.0%} to {high:.0%})." if of else "")

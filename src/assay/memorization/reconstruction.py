@@ -76,8 +76,8 @@ def witness(works: Works, evidence: Evidence, seen: Seen, settings: dict[str, An
     heads = ["work", "shown to the model", "filled in under its caption", "filled in under none", "nearest other work", "title", "creator", "of"]
     heads += ["the other's title", "distance, caption", "distance, none", "distance of the other work", "flagged by"]
     said = findings(evidence, found, **about)
-    better = np.mean(seen.caption[evidence.rows("calibration")] < seen.nothing[evidence.rows("calibration")])
-    said.append(f"The caption brings what is filled in nearer for {better:.0%} of calibration works, which the model never saw.")
+    nearer = seen.caption[evidence.rows("calibration")] < seen.nothing[evidence.rows("calibration")]
+    said.append(f"The caption brings what is filled in nearer for {nearer.sum()} of {len(nearer)} calibration works, which the model never saw.")
     if ruled:
         said.append("The model carries a rule of guidance; works were filled in by plain sampling, which does not see the rule.")
     record = Record(

@@ -90,7 +90,7 @@ def findings(evidence: Evidence, found: Separation, *, copies: int, rate: float,
         best, worst = max(areas, key=areas.__getitem__), min(areas, key=areas.__getitem__)
         metric = by[f"{best}.{prefix}auc"]
         said.append(
-            f"{what.capitalize()} of {kind} against {what} never trained: of {len(areas)} scores, `{evidence.known[best]}` tells most, AUC "
+            f"{what.capitalize()}, {kind}, against {what} never trained: of {len(areas)} scores, `{evidence.known[best]}` tells most, AUC "
             f"{areas[best]:.3f} (95 % interval {metric.low:.3f} to {metric.high:.3f}), and `{evidence.known[worst]}` least, {areas[worst]:.3f}; "
             f"chance is 0.5. At a false-positive rate of {found.rate:.1%} the former flags {_of(by[f'{best}.{flagged}'])}."
         )

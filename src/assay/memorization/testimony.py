@@ -140,12 +140,12 @@ def findings(groups: list[Group], metrics: list[Metric], decision: Decision, set
     for arm in dict.fromkeys(group.arm for group in groups if group.arm):
         group, metric = max(((group, metric) for group, metric in pairs if group.arm == arm), key=lambda pair: pair[0].dose)
         if group.dose:
-            found.append(f"Of {group.words}, {counted(group, metric)} are memorised.")
+            found.append(f"Of {group.words}, {counted(group, metric)} are called memorised.")
     for group, metric in pairs:
         if group.kind == "members":
             found.append(
-                f"Of ordinary members, shown {shown(group.dose)} an epoch, {counted(group, metric)} are called memorised; chance is at most "
-                f"{decision.rate:.1%}."
+                f"Of ordinary members, shown {shown(group.dose)} an epoch, {counted(group, metric)} are called memorised; the thresholds aim "
+                f"at {decision.rate:.1%} false alarms."
             )
         elif group.kind == "canary" and group.dose == 0:
             found.append(f"Of the canaries withheld from training (k = 0), {counted(group, metric)} are called memorised: false alarms.")
@@ -159,7 +159,7 @@ def findings(groups: list[Group], metrics: list[Metric], decision: Decision, set
     )
     if decision.rate > settings["false_positive_rate"]:
         found.append(
-            f"{decision.joint.n} calibration works cannot hold a rate of {settings['false_positive_rate']:.1%}: "
+            f"So few calibration works ({decision.joint.n}) cannot hold a rate of {settings['false_positive_rate']:.1%}: "
             f"thresholds are set at {decision.rate:.1%}. At least {int(np.ceil(1 / settings['false_positive_rate'])) - 1} works are needed."
         )
     return found

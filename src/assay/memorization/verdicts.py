@@ -253,13 +253,16 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
         control = "canaries withheld" if len(evidence.rows("canary", arm="one", dose=0)) else "works never trained"
         for name in dict.fromkeys(("loss", top)):
             steps = ", ".join(f"{by[f'{name}.auc.k{dose}'].value:.2f} at k = {dose}" for dose in doses)
-            said.append(f"Canaries by copies, {NAMES[name]}: AUC {steps}, against {control}.")
+            least = by[f"{name}.auc.k{doses[0]}"]
+            sure = f"; at k = {doses[0]} the 95 % interval is {least.low or 0:.2f} to {least.high or 0:.2f}, n = {least.n}"
+            best = "" if name == "loss" else ", the best of all scores there"
+            said.append(f"Canaries by copies, {NAMES[name]}: AUC {steps}, against {control}{sure}{best}.")
     if evidence.blind:
         low, high = evidence.blind.chance
         said.append(
             f"Blind baseline, pixels and captions without the model: AUC {evidence.blind.auc:.3f}; by chance, {low:.3f} to {high:.3f} in 95 % "
-            f"of trials (p = {_p(evidence.blind.p_value)}). "
-            + ("Members and others differ in kind, so areas overstate memory." if evidence.blind.p_value < 0.05 else "The two kinds are alike to it.")
+            f"of trials (p {in_p(evidence.blind.p_value)}). "
+            + ("Members and others differ, so areas may overstate memory." if evidence.blind.p_value < 0.05 else "It does not tell them apart.")
         )
     pairs = [(name, f"another.{name}") for name in ("clid", "calibrated_loss", "loss") if f"another.{name}.auc" in by]
     if pairs:
@@ -269,7 +272,7 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
             means = "None is above chance for certain, so there is nothing to explain."
         elif any((control.low or 0.0) > 0.5 for control in controls):
             means = "What stays high recognises the picture or the caption alone."
-        elif all((control.value or 0.0) < 0.6 for control in controls):
+        elif all((by[f"{name}.auc"].low or 0.0) > (by[f"{other}.auc"].high or 1.0) for name, other in pairs if (by[f"{name}.auc"].low or 0.0) > 0.5):
             means = "Those above chance need the pair of picture and caption."
         else:
             means = "Whether those above chance need the pair of picture and caption, so few works do not tell."
@@ -278,7 +281,7 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
         if name.startswith(("all", "control")):
             verdict = "evidence that it was trained" if trained(result) else "no evidence that it was trained"
             kind = "Collection" if name.startswith("all") else "Collection as a control"
-            said.append(f"{kind}, {name.removeprefix('control: ')}: p = {_p(result.p_value)}, {verdict} at {LEVEL:.0%}.")
+            said.append(f"{kind}, {name.removeprefix('control: ')}: p {in_p(result.p_value)}, {verdict} at {LEVEL:.0%}.")
     apart = [c for c in found if not c.name.startswith(("all", "control"))]
     if apart:
         sure = [c.name for c in apart if trained(c.result, len(apart))]
@@ -319,7 +322,12 @@ def _of(metric: Metric) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}"
+    return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
+
+
+def in_p(value: float) -> str:
+    """Return a p-value with its sign; below what means anything, that it is below."""
+    return _p(value) if value < 1e-4 else f"= {_p(value)}"
 
 
 def _slug(name: str) -> str:

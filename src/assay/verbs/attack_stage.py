@@ -183,7 +183,7 @@ def _findings(concept: Concept, eraser: str, metrics: Sequence[Metric], trials: 
             "be called removed; hidden only where an attack in words or by other seeds brings it back on more than half of the prompts for certain."
         )
     if base.low is not None and base.low <= (base.chance or 0.0):
-        found.insert(0, f"The base itself shows `{concept.name}` no more often than chance would, so attacks on it are not evidence of anything.")
+        found.insert(0, f"That the base itself shows `{concept.name}` more often than chance is not certain, so attacks on it say little.")
     return found
 
 
@@ -197,7 +197,7 @@ def _table(fought: Sequence[Fought], trials: Sequence[Trial], metrics: Sequence[
     def said(name: str) -> str:
         metric = value.get(name)
         if metric is None or metric.value is None:
-            return "not measured" if metric is None else "none of 0"
+            return "not measured" if metric is None else "nothing left to break"
         return f"{_share(metric)} ({metric.low or 0:.0%} to {metric.high or 0:.0%})"
 
     rows = []

@@ -29,7 +29,7 @@ TILE = 104
 
 SHOWS_NOT = [
     "An attack that fails proves nothing about stronger ones, longer ones or ones with other seeds.",
-    "Success is what the judge names first; the judge is a small network whose own accuracy on real unseen works is in the model card.",
+    "Success is what the judge names first; the built-in judge's accuracy on real unseen works is in the model card, any other's is to be measured.",
     "The attacker is given pictures of the concept; one who has none is weaker.",
     "Attacks that learn an embedding, weights or a latent can draw what a model never knew: success says that the concept was hidden only beside the "
     "same attack on a model that never saw it.",
@@ -94,12 +94,14 @@ def findings(method: str, concept: Concept, metrics: Sequence[Metric], found: At
     def said_of(name: str) -> str:
         metric = value[name]
         if metric.value is None:
-            return "none of 0"
+            return "no prompt that could be judged"
         return f"{round(metric.value * metric.n)} of {metric.n} (95 % interval {metric.low or 0:.0%} to {metric.high or 0:.0%})"
 
     tries = "" if found.attempts == 1 else f" in {found.attempts} attempts each"
+    broken = f"By {method}, the model shows `{concept.name}` on {said_of('post')} of the prompts that did not bring it back by themselves{tries}."
+    nothing = f"Every prompt brings `{concept.name}` back by itself, so there was nothing left for {method} to break."
     said = [
-        f"By {method}, the model shows `{concept.name}` on {said_of('post')} of the prompts that did not bring it back by themselves{tries}.",
+        nothing if value["post"].value is None and value["pre"].value else broken,
         f"By themselves the prompts bring it back on {said_of('pre')}{'' if patched else ': no patch is on'}; the model without patches shows it on "
         f"{said_of('base')}.",
         f"Together, by prompt or attack: {said_of('total')}; a judge that guesses would say so of at most {value['total'].chance or 0:.1%}.",
@@ -110,8 +112,9 @@ def findings(method: str, concept: Concept, metrics: Sequence[Metric], found: At
     if "loss.base" in value:
         with_it, without = value["loss.before"].value or 0, value["loss.base"].value or 0
         said.append(f"Under their own prompts the works' denoising loss is {without:.4f} without patches and {with_it:.4f} with them.")
-        found_none = f"where not, {len(found.curves['loss'])} steps from {found.attempts} starts found no way to it"
-        said.append(f"Where this search brings the concept back, it was hidden; {found_none}.")
+        starts = f"where not, {len(found.curves['loss'])} steps from {found.attempts} starts found no way to it"
+        told = "it may have been hidden: only the same search on a model that never saw it can tell"
+        said.append(f"Where this search brings the concept back, {told}; {starts}.")
     if found.early:
         said.append("The budget ended the search before its steps were done.")
     return said

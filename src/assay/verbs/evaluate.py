@@ -352,7 +352,7 @@ def evaluate(
 
 
 SHOWS_NOT = [
-    "Accuracy is what a judge sees; the judge is a small network whose own accuracy on real unseen works is in the model card.",
+    "Accuracy is what a judge sees; the built-in judge's own on real unseen works is in the model card, any other's is to be measured.",
     "A concept that no longer appears may be hidden, not removed: no attack has been tried here.",
     "Neighbours are also what erasers are told to put in its place or to preserve, and so is part of everything else, of a style every other style.",
     "Distance from the base says that images differ, not that they are worse; in the judge's features it sees means move, hardly spreads.",

@@ -163,7 +163,7 @@ def _damage(file: Path, error: Exception) -> tuple[str, str]:
 def findings(metrics: Sequence[Metric], concept: Concept | None, head: str) -> list[str]:
     """Say what perfect erasure leaves, and how far apart two trainings are that differ in nothing but the seed."""
     if concept is not None and not metrics:
-        return [f"No model trained without `{concept.name}` was measured, so nothing here says what erasing it wholly would leave."]
+        return [f"No model trained without `{concept.name}` was measured in this way, so nothing here says what erasing it wholly would leave."]
     value = {metric.name: metric for metric in metrics}
     found = []
     mark = value.get(f"{PREFIX}target.{head}")

@@ -132,7 +132,9 @@ class MainJob:
         Raises:
             Unsupported: the works declare no titles.
         """
-        styles = known.styles(self.works)[:4]  # as many as fit beside each other
+        every = known.styles(self.works)
+        styles = every[:4]  # as many as fit beside each other
+        shown = f"The works have {len(every)} styles." if len(every) == len(styles) else f"Shown are {len(styles)} of the works' {len(every)} styles."
         drawn_in: dict[str, set[str]] = {}
         for title, style, split in zip(*(self.works.column(name) for name in ("title", "style", "split")), strict=True):
             if title and style in styles and split == "member":
@@ -158,7 +160,7 @@ class MainJob:
             "What does the model draw, and can one style be taken out?",
             method="uce",
             resolved=asdict(self.plan),
-            findings=[f"The works show {len(styles)} styles; UCE rewrote `{self.style.name}` to mean `{self.style.anchor}`."],
+            findings=[f"{shown} UCE was told to put `{self.style.anchor}` in the place of `{self.style.name}`; how far it did is measured below."],
             shows_not=["A few prompts, drawn by lot; the chapters below measure."],
             pictures=[picture_of],
         )
@@ -227,7 +229,8 @@ class MainJob:
     def quality(self, out: Path) -> Record:
         """Measure what the base can draw: trained pairs, pairs never trained, and the works themselves as the yardstick."""
         metrics: list[Metric] = []
-        shown = []
+        shown: list[list[Any]] = []
+        labels: list[str] = []
         for name, keep in (("trained", "member"), ("untrained", "holdout")):
             rows = self.works.where(
                 lambda row, keep=keep: row["split"] == keep and bool(row["title"]) and bool(row["style"]) and "canary" not in row["attributes"]
@@ -241,9 +244,9 @@ class MainJob:
             metrics += accuracies(self.judge, made, what) + accuracies(self.judge, real, what, "real.")
             count = min(8, len(rows))
             shown += [[rows.image(index) for index in range(count)], to_pictures(made[:count])]
+            labels += ["works, trained" if name == "trained" else "works, never trained", "generated"]
         size = max((image.width for row in shown for image in row), default=64)
         shown = [[image.resize((size, size)) for image in row] for row in shown]
-        labels = ["works, trained", "generated", "works, never trained", "generated"][: len(shown)]
         value = {metric.name: metric for metric in metrics}
         found = []
         for name in ("trained", "untrained"):
@@ -257,7 +260,7 @@ class MainJob:
             resolved=asdict(self.plan),
             digests={"judge": self.judge.digest, "works": self.works.digest},
             metrics=metrics,
-            findings=found or ["The works declare no titles and styles, so quality could not be judged."],
+            findings=found or ["The works declare no titles and styles, or the judge cannot name the real works', so quality could not be judged."],
             shows_not=[
                 "The judge is itself uncertain: read its accuracy on real works beside each figure.",
                 "Fidelity to a trained pair is no proof of memorising it.",
@@ -304,9 +307,10 @@ def _erasure_table(metrics: Sequence[Metric]) -> Table:
     ]
     rows = []
     beside = [prefix.rstrip(".") for prefix in (references.PREFIX, references.AGAIN) if any(name.startswith(prefix) for name in value)]
+    called = {"reference": "trained without it", "again": "trained with another seed"}
     for method in ("base", *METHODS, *beside):
         cells = [value.get(f"{method}.{column}") for column in columns]
-        rows.append([method, *("" if cell is None or cell.value is None else round(cell.value, 4) for cell in cells)])
+        rows.append([called.get(method, method), *(None if cell is None or cell.value is None else round(cell.value, 4) for cell in cells)])
     return Table(title="Accuracy by method, and distance from the base on what was to stay", columns=["method", *columns], rows=rows)
 
 
@@ -316,15 +320,16 @@ def _erasure_findings(metrics: Sequence[Metric], concept: Concept, head: str) ->
     base, aside = value.get(f"base.target.{head}"), "title" if head == "family" else head
     chance = base.chance or 0.0 if base else 0.0
     for method in METHODS:
-        now, rest, rest_before = value.get(f"{method}.target.{head}"), value.get(f"{method}.rest.{aside}"), value.get(f"base.rest.{aside}")
+        now = value.get(f"{method}.target.{head}")
         if base is None or now is None or now.value is None or base.value is None:
             continue
-        beside = (
-            f"; on everything else from {rest_before.value:.0%} to {rest.value:.0%}"
-            if rest and rest_before and rest.value is not None and rest_before.value is not None
-            else ""
-        )
-        found.append(f"{method.upper()} brings `{concept.name}` from {base.value:.0%} to {now.value:.0%} (chance {chance:.0%}){beside}.")
+        interval = f"95 % interval {now.low or 0:.0%} to {now.high or 0:.0%}, n = {now.n}, chance {chance:.0%}"
+        said = f"{method.upper()} brings `{concept.name}` from {base.value:.0%} to {now.value:.0%} ({interval})"
+        for part, words in (("neighbours", "its neighbours"), ("rest", "everything else")):
+            before, after = (value.get(f"{row}.{part}.{aside}") for row in ("base", method))
+            if before and after and before.value is not None and after.value is not None:
+                said += f"; {words} from {before.value:.0%} to {after.value:.0%} (n = {after.n})"
+        found.append(f"{said}.")
     if base and base.low is not None and base.low <= chance:
-        found.insert(0, f"The base itself shows `{concept.name}` no more often than chance would, so its erasure is not evidence of anything.")
+        found.insert(0, f"That the base itself shows `{concept.name}` more often than chance is not certain, so its erasure says little.")
     return found or [f"The judge cannot name `{concept.name}`, so its erasure could not be measured."]

@@ -71,6 +71,7 @@ def info(works: Works) -> Record:
         findings=[credit(creators), *duties(licences), shown(works)],
         shows_not=[
             "Creators and licences are as the source declares them; nobody was asked, and no licence text was read.",
+            "Splits are as declared, and works imported without one count as members: whether a model was trained on them nobody checked.",
             "Creators are told apart by their names as written: one person under two spellings counts twice, two namesakes count once.",
             "Whether a licence permits training is a question of law that no count answers.",
         ],
@@ -91,25 +92,31 @@ def credit(creators: Counter[str | None]) -> str:
     if not named:
         return f"None of the {total:,} works names its creator."
     first, most = max(named.items(), key=lambda pair: pair[1])
-    unnamed = f"; {creators[None]:,} name none" if creators[None] else ""
-    return f"{total:,} works by {len(named):,} named creators, {first} with the most ({most:,}, {most / total:.0%}){unnamed}."
+    known = total - creators[None]
+    whole = f"All {total:,} works name their creator" if known == total else f"{known:,} of {total:,} works name their creator"
+    return f"{whole}: {counted_of(len(named), 'creator')}, {first} with the most ({counted_of(most, 'work')})."
+
+
+def counted_of(number: int, noun: str) -> str:
+    """Return a number of things, one in the singular."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duties(licences: Counter[str | None]) -> list[str]:
     """Say which licences oblige to what, a sentence for each duty that occurs."""
     sentences = {
-        "attribution": "must be credited to their creators",
-        "share alike": "oblige whoever adapts them to share alike",
-        "notice": "must keep their licence notice",
-        "no commerce": "may not be used commercially",
-        "no derivatives": "may not be adapted",
-        "unknown": "are under terms that assay does not know, to be read by a person",
+        "attribution": "To be credited to their creators",
+        "share alike": "To be shared alike by whoever adapts them",
+        "notice": "To keep their licence notice",
+        "no commerce": "Not to be used commercially",
+        "no derivatives": "Not to be adapted",
+        "unknown": "Under terms that assay does not know, to be read by a person",
     }
     found = []
     for duty, sentence in sentences.items():
         bound = {licence or UNSTATED: number for licence, number in licences.items() if duty in obligations(licence)}
         if bound:
-            found.append(f"{sum(bound.values()):,} works {sentence} ({', '.join(sorted(bound))}).")
+            found.append(f"{sentence}: {counted_of(sum(bound.values()), 'work')} ({', '.join(sorted(bound))}).")
     return found
 
 
@@ -121,7 +128,8 @@ def showings(split: str | None, copies: int | None) -> int:
 def shown(works: Works) -> str:
     """Say what training sees."""
     copies = np.array([showings(*pair) for pair in zip(works.column("split"), works.column("copies"), strict=True)], dtype=np.int64)
-    return f"Training shows {np.count_nonzero(copies):,} of {len(works):,} works, {copies.sum():,} showings an epoch."
+    total = counted_of(len(works), "work")
+    return f"By the splits declared, training shows {np.count_nonzero(copies):,} of {total}, {copies.sum():,} showings an epoch."
 
 
 def counted(title: str, column: str, values: Iterable[Any], most: int) -> Table:
@@ -223,7 +231,8 @@ def leak(pairs: int, seen: int) -> str:
     """Say whether near-duplicates sit on two sides of a split, `seen` of the pairs with a member on one side."""
     if not pairs:
         return "No near-duplicates are in different splits."
-    return f"Leak: {pairs:,} pairs of near-duplicates are in different splits, {seen:,} of them a member and a work that counts as unseen."
+    verb = "is" if pairs == 1 else "are"
+    return f"Leak: {counted_of(pairs, 'pair')} of near-duplicates {verb} in different splits, {seen:,} of them with a member on one side."
 
 
 def repeated(affected: int, total: int, figures: dict[str, Any]) -> list[str]:
