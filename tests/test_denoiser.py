@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from assay.denoiser import GROUPS, Denoiser, load, locate, to_pictures
 from assay.errors import AssayError, BadInput, Misconfigured, Missing, Unsupported
@@ -329,3 +329,28 @@ def test_a_model_may_ship_with_a_unet_alone(tmp_path, monkeypatch):
     assert loaded.digest == small.digest != base.digest
     assert loaded.image_size == base.image_size // 2
     assert torch.equal(loaded.generate(["red circle"], [0], steps=2), small.generate(["red circle"], [0], steps=2))
+
+
+def test_more_steps_than_the_model_has_are_refused(sd):
+    """A thousand timesteps; with an offset of one, as Stable Diffusion 1.5 is configured, the thousandth step would be the timestep 1000."""
+    for steps in (0, -1, 1001):
+        with pytest.raises(Misconfigured, match=f"in {steps} steps"):
+            sd.sample(["a"], [0], steps=steps)
+    pipeline = tiny().pipeline
+
+    def spaced(offset: int) -> Denoiser:
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, steps_offset=offset, timestep_spacing="leading")
+        return Denoiser(pipeline)
+
+    assert int(spaced(0).timesteps(1000).max()) == int(spaced(1).timesteps(999).max()) == 999
+    with pytest.raises(Misconfigured, match="in 1000 steps"):
+        spaced(1).timesteps(1000)
+
+
+@pytest.mark.parametrize("scheduler", [EDMEulerScheduler, FlowMatchEulerDiscreteScheduler])
+def test_noise_schedules_of_another_kind_are_refused(scheduler):
+    """Their configs name no betas: DDIM would sample by betas of its own, and every picture would be wrong without a word."""
+    pipeline = tiny().pipeline
+    pipeline.scheduler = scheduler()
+    with pytest.raises(Unsupported, match=scheduler.__name__):
+        Denoiser(pipeline)

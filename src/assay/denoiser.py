@@ -52,11 +52,15 @@ class Denoiser:
         """Freeze the weights and take over the noise schedule.
 
         Raises:
-            Unsupported: the scheduler's prediction type is not supported.
+            Unsupported: the scheduler's noise schedule or its prediction type is not supported.
         """
         self.pipeline = pipeline
         self.family = family_of(pipeline)
         self.name = name
+        if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+            kind = type(pipeline.scheduler).__name__
+            hint = "Models that were trained as DDPM are supported."
+            raise Unsupported(f"{name} is sampled by {kind}, which has no variance-preserving noise schedule.", hint)
         self.family.freeze()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -209,10 +213,17 @@ class Denoiser:
         return (self.predict(self.noised(clean, t, noise), t, conditioning, self.view) - target).square().mean((1, 2, 3))
 
     def timesteps(self, steps: int) -> torch.Tensor:
-        """Return the sampler's timesteps, noisy to clean: int64, (steps,)."""
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(steps)
-        return scheduler.timesteps
+        """Return the sampler's timesteps, noisy to clean: int64, (steps,).
+
+        Raises:
+            Misconfigured: the model has not so many.
+        """
+        scheduler, most = copy.deepcopy(self.scheduler), len(self.alphas_cumprod)
+        if 1 <= steps <= most:
+            scheduler.set_timesteps(steps)
+            if int(scheduler.timesteps.max()) < most:
+                return scheduler.timesteps
+        raise Misconfigured(f"The model cannot be sampled in {steps} steps.", f"Choose from 1 to {most - 1}.")
 
     @torch.no_grad()
     def sample(
@@ -253,6 +264,7 @@ class Denoiser:
         """
         if not math.isfinite(guidance):
             raise Misconfigured(f"A scale of guidance is a finite number; got {guidance}.", "The built-in model's is 4.")
+        self.timesteps(steps)
         if len(prompts) != len(seeds) or len(seeds if negative is None else negative) != len(seeds):
             raise Misconfigured(
                 f"There are {len(seeds)} seeds for {len(prompts)} prompts.", "Give one seed, and one negative prompt or none, for each prompt."

@@ -11,6 +11,7 @@ from importlib.resources import files
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from assay.cli.main import cli, main
@@ -210,6 +211,38 @@ def test_prompts_of_the_wrong_type_are_refused_by_line(world, tmp_path, capsys):
     for bad in ('"negative": 5', '"seed": "abc"', '"seed": true', '"title": ["cat"]', '"style": "\\ud800"'):
         prompts.write_text(f'{{"id": "a", "prompt": "x"}}\n{{"id": "b", "prompt": "x", {bad}}}\n')
         assert "Line 2" in call(capsys, "generate", world / "model", "--prompts", prompts, "--out", tmp_path / "out", code=2).err
+    for bad in ('"cat face"', "5", "null", '[{"id": "a", "prompt": "x"}]', "[" * 100_000):
+        prompts.write_text(f"{bad}\n")
+        assert "Line 1" in call(capsys, "generate", world / "model", "--prompts", prompts, "--out", tmp_path / "out", code=2).err
+    prompts.write_bytes('{"id": "a", "prompt": "café"}\n'.encode("latin-1"))
+    assert "UTF-8" in call(capsys, "generate", world / "model", "--prompts", prompts, "--out", tmp_path / "out", code=2).err
+
+
+def test_more_tokens_than_the_model_reads_are_said(world, tmp_path, capsys):
+    """The tiny tokenizer takes 77 at most: of 200 words the end is not read."""
+    asked = ("generate", world / "model", "--steps", 1, "--json")
+    short = the_object(call(capsys, *asked, "--prompt", "red circle", "--out", tmp_path / "short"))
+    long = the_object(call(capsys, *asked, "--prompt", "red circle " * 100, "--out", tmp_path / "long"))
+    assert len(short["findings"]) == 1
+    assert "the beginning alone" in long["findings"][1]
+
+
+def test_what_this_machine_cannot_hold_is_no_bug_of_assay(capsys, monkeypatch):
+    """Python's own error, torch's on a device, and what its CPU allocator says; any other error of torch is a bug, and stays one."""
+    from assay.verbs.commands import COMMANDS
+
+    def fails(error: Exception):
+        def command(**_: object):
+            raise error
+
+        monkeypatch.setitem(COMMANDS, "methods", command)
+
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("DefaultCPUAllocator: can't allocate memory: x")):
+        fails(error)
+        assert "not enough memory" in call(capsys, "methods", code=2).err
+    fails(RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        main(["methods"])
 
 
 def test_works_and_patch_commands_keep_to_their_folder(world, tmp_path, capsys):

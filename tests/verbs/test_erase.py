@@ -8,7 +8,7 @@ import assay
 from assay.concept import Concept
 from assay.denoiser import tensor_digest
 from assay.erasure import esd, uce
-from assay.errors import Mismatch, Unsupported
+from assay.errors import Misconfigured, Mismatch, Unsupported
 from assay.patch import Manifest, Patch
 from assay.patched import Patched, fuse
 from assay.testing import tiny
@@ -43,3 +43,42 @@ def test_what_could_not_be_used_beside_its_parents_is_refused_before_it_is_train
         assay.erase(model, Concept("red hat", anchor="sun"), method="esd", patches=[below], out=tmp_path / "out")
     assert [settings.steps for settings in tried] == [esd.PROBE["steps"]]
     assert assay.erase(model, Concept("red hat"), method="negative_prompt", patches=[below], out=tmp_path / "rule").record is not None
+
+
+class Cut:
+    """A display that is interrupted in a stage."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def __call__(self, stage: str, *_: object) -> None:
+        if self.stage in stage:
+            raise KeyboardInterrupt
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def test_a_patch_is_kept_before_its_pictures_are_drawn(tmp_path, monkeypatch):
+    """Interrupted while it draws, the same command trains nothing, and ends with the patch of a command left alone."""
+    model, asked = tiny("sd-epsilon"), {"method": "esd", "settings": esd.PROBE}
+    concept, out = Concept("red hat", anchor="sun"), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        assay.erase(model, concept, **asked, out=out, display=Cut("pictures after"))
+    assert (out / "patch.safetensors").exists()
+    assert not (out / "record.json").exists()
+    whole = assay.erase(model, concept, **asked, out=tmp_path / "whole")
+    monkeypatch.setattr(esd, "erase", None)
+    again = assay.erase(model, concept, **asked, out=out)
+    assert Patch.load(again.files["patch"]).digest == Patch.load(whole.files["patch"]).digest
+    assert again.record is not None
+    assert again.record.findings == whole.record.findings
+
+
+def test_a_refused_command_leaves_its_folder_to_the_next(tmp_path):
+    model = tiny("sd-epsilon")
+    with pytest.raises(Misconfigured):
+        assay.erase(model, Concept("red hat", anchor="sun"), method="uce", settings={"lam": -1.0}, out=tmp_path)
+    assert assay.erase(model, Concept("red hat", anchor="sun"), method="uce", out=tmp_path).record is not None
+    with pytest.raises(Mismatch, match="another plan"):
+        assay.erase(model, Concept("red hat", anchor="sea"), method="uce", out=tmp_path)

@@ -118,10 +118,10 @@ def test_mine_comes_with_its_works(folder):
 @pytest.mark.parametrize(
     ("seen", "hits", "expected"),
     [
-        ({"came_out", "by_itself"}, 3, "came out in 3 of 8 attempts when asked with its caption “a cat”. They agree so closely"),
+        ({"came_out", "by_itself"}, 3, "In 3 of 8 attempts with its caption “a cat” an image came out that is nearer to this work"),
         ({"by_itself"}, 0, "draws images that agree closely and lie near this work. The same was seen for 0 of 40 works never trained."),
         ({"denoised"}, 0, "a hint, no proof. The same was seen for 1 of 40 works never trained."),
-        (set(), 0, "does not prove that it was not used. Of works that were in, the test found 1 of 3 (95 % interval 6% to 79%)."),
+        (set(), 0, "does not prove that it was not used. Of works that were in, the test found 33 of 100 (95 % interval 25% to 43%)."),
     ],
 )
 def test_sentences_say_what_was_seen_and_how_often_it_is_seen_in_vain(seen, hits, expected):

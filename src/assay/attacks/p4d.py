@@ -69,7 +69,7 @@ PROBE: dict[str, Any] = {"tokens": 2, "steps": 1, "pool": 1, "look": 1}
 
 def cost(settings: Settings, prompts: int, steps: int) -> dict[str, int]:
     """Return the passes that an attack on so many prompts takes, in samples: `passes` without gradients and `training_passes` with."""
-    looks = 1 + -(-settings.steps // settings.look)
+    looks = 1 + -(-settings.steps // max(1, settings.look))
     return {"passes": prompts * (settings.pool + 4 * looks), "training_passes": prompts * settings.steps}
 
 

@@ -104,7 +104,7 @@ PROBE: dict[str, Any] = {"steps": 2, "warmup": 1, "attack_steps": 1, "retain_bat
 def cost(settings: Settings) -> dict[str, int]:
     """Return the passes that an erasure takes, in samples: `passes` without gradients and `training_passes` with."""
     latents = settings.batch + settings.retain_batch
-    sampled = settings.steps * latents * (settings.ddim_steps - 1) * (1 if settings.guidance == 1 else 2) // (2 * settings.resample)
+    sampled = settings.steps * latents * (settings.ddim_steps - 1) * (1 if settings.guidance == 1 else 2) // (2 * max(1, settings.resample))
     attacked = max(0, settings.steps - settings.warmup) * settings.batch * settings.attack_steps
     return {
         "passes": sampled + settings.steps * (2 * settings.batch + settings.retain_batch),

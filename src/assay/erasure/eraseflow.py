@@ -107,7 +107,7 @@ PROBE: dict[str, Any] = {"steps": 2, "ddim_steps": 3, "early": 1, "late": 1}
 def cost(settings: Settings) -> dict[str, int]:
     """Return the passes that an erasure takes, in samples: `passes` without gradients and `training_passes` with."""
     each = settings.batch * (1 if settings.guidance == 1 else 2)
-    sets = -(-settings.steps // settings.resample)
+    sets = -(-settings.steps // max(1, settings.resample))
     return {"passes": sets * each * settings.ddim_steps, "training_passes": settings.steps * each * (settings.early + settings.late)}
 
 

@@ -85,7 +85,7 @@ PROBE: dict[str, Any] = {"steps": 2, "ddim_steps": 2}
 
 def cost(settings: Settings) -> dict[str, int]:
     """Return the passes that an erasure takes, in samples: `passes` without gradients and `training_passes` with."""
-    sampled = settings.steps * settings.batch * (settings.ddim_steps - 1) * (1 if settings.guidance == 1 else 2) // (2 * settings.resample)
+    sampled = settings.steps * settings.batch * (settings.ddim_steps - 1) * (1 if settings.guidance == 1 else 2) // (2 * max(1, settings.resample))
     return {"passes": sampled + 2 * settings.steps * settings.batch, "training_passes": settings.steps * settings.batch}
 
 

@@ -89,6 +89,14 @@ class StableDiffusion:
             ids.append(batch.input_ids.to(encoder.device))
         return ids
 
+    def cut(self, prompt: str) -> bool:
+        """Return whether a prompt has more tokens than a text encoder takes."""
+        for tokenizer, encoder in self.encoders:
+            length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+            if len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > length:
+                return True
+        return False
+
     def embed(self, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Look up the token embeddings of ids, one tensor (b, tokens, width) per text encoder."""
         return [encoder.get_input_embeddings()(tokens) for (_, encoder), tokens in zip(self.encoders, ids, strict=True)]

@@ -65,7 +65,7 @@ class Passes:
 
     def each(self, wordings: int) -> int:
         """Return how many passes without gradients a work takes under so many wordings."""
-        return wordings * len(self.timesteps) * self.draws + 4 + self.inverted // self.interval + 1
+        return wordings * len(self.timesteps) * self.draws + 4 + self.inverted // max(1, self.interval) + 1
 
 
 @dataclass(frozen=True)

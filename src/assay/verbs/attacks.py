@@ -8,7 +8,6 @@ and one picture. So a killed bench goes on, and the report is made from what the
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from assay.record import digest_of, write_atomically
 from assay.reports.pictures import grid, save_picture
 from assay.verbs.attack import Ground, choose, drawn, judged_seed, judged_seeds, kept, repeated, search, target_for
 from assay.verbs.attacked import attempted, counted, signs, tile
+from assay.verbs.bench_pages import slug
 from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_scenes import concept_of
 from assay.verbs.methods import table
@@ -135,7 +135,7 @@ class Bench:
 
     def row_folder(self, name: str, row: str) -> Path:
         """Return the folder of a row."""
-        return self.kept / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") / row
+        return self.kept / slug(name) / row
 
     def row_plan(self, name: str, row: str) -> dict[str, Any]:
         """Return what a row's patch and plain images depend on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from assay.denoiser import Denoiser
 from assay.errors import BadInput, Misconfigured, Missing
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
-from assay.record import Dossier, Entry, Part, Picture, Record, sha256_file, write_atomically
+from assay.record import Dossier, Entry, Part, Picture, Record, digest_of, sha256_file, write_atomically
 from assay.reports.render import write_report
 from assay.verbs.session import Session, peak_memory, works_for
 from assay.works import Works
@@ -83,6 +84,12 @@ def named(text: str) -> tuple[str, Path]:
     if not (name and sign and path) or name == BASE:
         raise Misconfigured(f"`{text}` names no model to hold erasers against.", "Write NAME=PATH, such as `again=out/retrain-again`.")
     return name, Path(path)
+
+
+def slug(name: str) -> str:
+    """Return a name as that of a folder; where letters are lost, a digest tells it from others."""
+    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return made if made == re.sub(r"[ ,]+", "-", name.lower()) else f"{made}-{digest_of(name)[:8]}".strip("-")
 
 
 def again_of(session: Session, subject: str, works: str | Path | Works | None, settings: dict[str, Any], options: dict[str, Any]) -> list[str]:

@@ -114,20 +114,24 @@ def erase(
     folder = session.folder(plan)
     if previous := session.finished(folder):
         return previous
+    where = folder / "patch.safetensors"
     with session.patched() as denoiser:
-        if any(patch.replaces for patch, _ in session.stack):
+        if not where.exists() and any(patch.replaces for patch, _ in session.stack):
             before = denoiser.passes
             with suppress(Misconfigured):  # of settings that the method's quickest ones do not go with, nothing is known beforehand
                 _refuse_beside([patch for patch, _ in session.stack], module.erase(denoiser, target, replace(chosen, **module.PROBE), seed=seed))
             denoiser.passes = before
-        made = module.erase(denoiser, target, chosen, seed=seed, progress=session.bar(f"erasing by {method}"), folder=folder / "training")
+        if where.exists():  # of a run that was interrupted while it drew
+            made = Patch.load(where)
+        else:
+            made = module.erase(denoiser, target, chosen, seed=seed, progress=session.bar(f"erasing by {method}"), folder=folder / "training")
+            if session.stack:  # made on top of others, and to be used with them
+                made = replace(made, manifest=made.manifest.model_copy(update={"parents": [patch.digest for patch, _ in session.stack]}))
+            made.save(where)
         before = denoiser.passes
         shown = _show(denoiser, target, made, seed, folder.path, session)
         denoiser.passes = before  # the pictures are no part of the method's cost
-    if session.stack:  # made on top of others, and to be used with them
-        made = replace(made, manifest=made.manifest.model_copy(update={"parents": [patch.digest for patch, _ in session.stack]}))
-    made.save(folder / "patch.safetensors")
-    size = (folder / "patch.safetensors").stat().st_size
+    size = where.stat().st_size
     moved = _relative_change(session.denoiser, made)
     record = session.record(
         f"Can `{target.name}` be taken out of the model by {method}?",
@@ -178,9 +182,8 @@ def _show(denoiser: Denoiser, target: Concept, made: Patch, seed: int, folder: P
         rows.append(to_pictures(denoiser.generate(wanted, seeds, progress=session.bar("pictures after"))))
     columns = [list(pair) for pair in zip(*rows, strict=True)]
     picture = grid(columns, wanted, ["before", "after"], scale=max(1, 128 // denoiser.image_size))
-    return save_picture(
-        picture, folder, "before-after.png", f"Before and after erasing {target.name}: target prompts above, preserved prompts below."
-    )
+    below = ", preserved prompts below" if kept else ""
+    return save_picture(picture, folder, "before-after.png", f"Before and after erasing {target.name}: target prompts above{below}.")
 
 
 def _finding(target: Concept, made: Patch, moved: float) -> str:

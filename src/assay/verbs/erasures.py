@@ -8,7 +8,6 @@ from what there is.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ from assay.noise import derive
 from assay.patched import Patched
 from assay.record import digest_of, kept_tensors, write_atomically
 from assay.reports.pictures import grid, save_picture
+from assay.verbs.bench_pages import slug
 from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_scenes import Asked, ask, pictures
 from assay.verbs.evaluate import Scene, images_of, judged
@@ -105,7 +105,7 @@ class Bench:
 
     def folder_of(self, name: str, row: str) -> Path:
         """Return the folder of a cell."""
-        return self.kept / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") / row
+        return self.kept / slug(name) / row
 
     def plan_of(self, name: str, row: str) -> dict[str, Any]:
         """Return all that a cell depends on."""

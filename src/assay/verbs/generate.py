@@ -58,12 +58,16 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         raise Missing(f"There is no prompts file at {path}.", 'Give a JSONL file with a row {"id", "prompt"} per prompt.')
     rows: list[Prompt] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}.", "Write it in UTF-8.") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = _row(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadInput(f"Line {number} of {path} is no prompt: {error!r}.", 'Write {"id": "a", "prompt": "cat face"} on each line.') from error
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,120}", row.id) or row.id in seen:
             raise BadInput(
@@ -76,13 +80,15 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return rows
 
 
-def _row(data: dict[str, Any]) -> Prompt:
+def _row(data: Any) -> Prompt:
     """Read one prompt.
 
     Raises:
-        TypeError: a value is of the wrong type.
+        TypeError: it is no object, or a value is of the wrong type.
         UnicodeEncodeError: a text is none in Unicode.
     """
+    if not isinstance(data, dict):
+        raise TypeError("it is no object")
     for name in ("negative", "title", "style"):
         if not isinstance(data.get(name), str | None):
             raise TypeError(f"`{name}` is no text")
@@ -92,6 +98,12 @@ def _row(data: dict[str, Any]) -> Prompt:
     if not isinstance(data.get("seed"), int | None) or isinstance(data.get("seed"), bool):
         raise TypeError("`seed` is no whole number")
     return Prompt(str(data["id"]), data["prompt"], data.get("negative") or "", data.get("seed"), data.get("title"), data.get("style"))
+
+
+def unread(denoiser: Denoiser, prompts: Sequence[str]) -> list[str]:
+    """Say how many prompts are longer than what the model reads of them."""
+    cut = sum(denoiser.family.cut(prompt) for prompt in dict.fromkeys(prompts))
+    return [f"Of {cut} of these prompts the model reads the beginning alone: they have more tokens than its text encoder takes."] if cut else []
 
 
 def generate(
@@ -175,7 +187,7 @@ def generate(
         given={"images": images, "steps": steps, "guidance": guidance, "prompts": len(rows)},
         resolved=given | {"prompts": len(rows), "scheduler": "DDIM"},
         metrics=[count("images", len(jobs))],
-        findings=[f"{len(jobs)} images of {len(rows)} prompts are in `images`."],
+        findings=[f"{len(jobs)} images of {len(rows)} prompts are in `images`.", *unread(session.denoiser, [row.prompt for row in rows])],
     )
     record.save(folder.path)
     return session.outcome(record)

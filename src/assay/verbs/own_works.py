@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from assay.errors import Missing
+from assay.errors import BadInput, Missing
 from assay.memorization.mine import MARK
 from assay.noise import derive
 from assay.record import Record, Table
@@ -95,7 +95,11 @@ def _own(mine: str | Path | Works) -> tuple[Works, list[tuple[str, str]]]:
     if isinstance(mine, Works):
         return mine, []
     with TemporaryDirectory() as folder:
-        report = import_works(Path(mine), Path(folder) / "works", license=LICENCE, titled=True)
+        try:
+            report = import_works(Path(mine), Path(folder) / "works", license=LICENCE, titled=True)
+        except BadInput as error:
+            hint = "Give a folder of pictures, or works that `assay works import` made, which says of each why it cannot be read."
+            raise BadInput(error.message, hint) from error
         works = Works.read(Path(folder) / "works")
     ids = works.column("id")
     return works.take([index for index, name in enumerate(ids) if ids.index(name) == index]), list(report.reasons)

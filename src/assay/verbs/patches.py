@@ -39,7 +39,8 @@ def _write(
 ) -> Outcome:
     """Bind the folder to the plan, write the one file or folder the command is for, and the record; do nothing if that was done before."""
     folder = OutFolder(out or f"out/{command.replace(' ', '-')}", {"command": command, **plan})
-    if not folder.done:
+    roles = {"patch": "patch.safetensors", "model": "model", "lora": "pytorch_lora_weights.safetensors"}
+    if not folder.done or not any((folder / name).exists() for name in roles.values()):
         try:
             made = write(folder.path)
         except BaseException:
@@ -47,7 +48,6 @@ def _write(
             raise
         words = [*command.split(), *again]
         about(made).model_copy(update={"command": command, "given": plan, "again": words, "versions": versions()}).save(folder.path)
-    roles = {"patch": "patch.safetensors", "model": "model", "lora": "pytorch_lora_weights.safetensors"}
     files = {role: str(folder / name) for role, name in roles.items() if (folder / name).exists()}
     return Outcome(command, folder.path, Record.load(folder.path), files)
 

@@ -100,7 +100,8 @@ def import_works(
         raise
     if not report.imported:
         why = "; ".join(f"{reason} ({times})" for reason, times in counts.most_common(3)) or "It holds no works"
-        hint = "Give `--license` if one licence covers them all." if any("licence" in reason for reason in counts) else "Mend the source."
+        licence = "Give `--license` if one licence covers them all, and another `--out`."
+        hint = licence if any("licence" in reason for reason in counts) else "Mend the source."
         raise BadInput(f"Nothing in {source} can be imported. {why}.", f"{hint} Every reason is in {out / 'quarantine.jsonl'}.")
     return report
 
@@ -181,6 +182,7 @@ class Shards:
 
     def set_aside(self, name: str, reason: str) -> None:
         """Note a quarantined work."""
+        name = name.encode(errors="backslashreplace").decode()  # file names need not be text
         self.quarantined += 1
         if len(self.reasons) < SHOWN:
             self.reasons.append((name, reason))
