@@ -33,11 +33,19 @@ def test_attempts_have_draws_of_their_own(sd):
 
 
 def test_the_search_lowers_the_loss(sd):
-    """On fixed noise that the search does not draw, below that of the prompts' own words."""
+    """On fixed noise that the search does not draw, below that of the prompts' own words: the same noise before and after, for every prompt."""
     target = tiny_target(sd)
     found = attack(sd, target, Settings(attempts=1, steps=12, samples=2))
-    pairs = list(zip(found.figures["loss.before"], found.figures["loss.after"], strict=True))
-    assert sum(after for _, after in pairs) < sum(before for before, _ in pairs)
+    before, after = found.figures["loss.before"], found.figures["loss.after"]
+    assert found.conditioning is not None
+    assert after == pytest.approx(target.measure(sd, found.conditioning).tolist(), rel=1e-5)
+    assert all(now < then for then, now in zip(before, after, strict=True))
+
+
+def test_a_search_that_stands_still_is_no_gain(sd):
+    """A step too small to be seen, from the prompt's own words: the loss after is the loss before."""
+    found = attack(sd, tiny_target(sd), Settings(attempts=1, steps=1, samples=1, learning_rate=1e-12))
+    assert found.figures["loss.after"] == pytest.approx(found.figures["loss.before"], rel=1e-5)
 
 
 def test_the_base_is_measured_beside_the_patched_model(sd):

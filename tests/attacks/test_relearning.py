@@ -62,3 +62,16 @@ def test_an_interrupted_training_goes_on(sd, tmp_path):
     assert calls[0] == 21
     assert again.patch.digest == whole.patch.digest
     assert not list(tmp_path.iterdir())
+
+
+def test_on_an_erasure_that_changes_nothing_it_has_succeeded_before_it_begins(sd):
+    """UCE of strength 0, and steps too small to be seen: loss and pictures before and after are those of the base."""
+    target, nothing = tiny_target(sd), Settings(steps=1, batch=1, learning_rate=1e-12)
+    base = target.measure(sd, sd.conditioning(target.prompts))
+    drawn = sd.sample(target.prompts, [1, 2], steps=target.steps)
+    identity = uce.erase(sd, Concept("green", anchor="blue")).scaled(0.0)
+    with Patched(sd, [(identity, 1.0)]):
+        found = attack(sd, target, nothing)
+        for name in ("loss.before", "loss.after"):
+            assert found.figures[name] == pytest.approx(base.tolist(), rel=1e-4)
+        torch.testing.assert_close(found.sample(sd, [1, 2], target), drawn, rtol=1e-3, atol=1e-3)

@@ -81,6 +81,17 @@ def test_the_best_never_gets_worse(denoiser):
     assert short.curves["best distance"] == curve[:5]
 
 
+def test_what_it_tells_the_model_is_as_near_as_it_says(sd):
+    """To the prompt moved along the concept by eta (Eq. 2, 3): the distance of what is told, written out, and what is told is nearest of all eta."""
+    target = tiny_target(sd)
+    vector = concept_vector(sd, target.concept)
+    plain = sd.conditioning(target.prompts).states.flatten(1)
+    for eta in (0.0, 3.0, -3.0):
+        found = attack(sd, target, Settings(tokens=3, population=8, generations=6, eta=eta))
+        apart = (found.conditioning.states.flatten(1) - (plain + eta * vector)).square().sum(1)
+        assert apart.tolist() == pytest.approx(found.figures["distance.after"], rel=1e-3)
+
+
 def test_it_searches_the_public_encoder_and_tells_the_patched_model(sd):
     """With a patch on the text encoder the same words are found as without, and their encoding is the patched one."""
     target = tiny_target(sd)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.attacks.search import arrange, body, own_words, slots, spells, spoken, vocabulary
+from assay.attacks import p4d, random_prompts, ring_a_bell, unlearn_diff_atk
+from assay.attacks.search import Slots, arrange, body, own_words, slots, spells, spoken, vocabulary
 from assay.concept import Concept, together
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured, Unsupported
@@ -138,3 +139,28 @@ def test_gradients_of_the_encoding_match_finite_differences(kind):
 
 def _doubles(denoiser):
     return [torch.randn((1, 1, 16), generator=torch.Generator().manual_seed(1), dtype=torch.float64) for _ in denoiser.family.encoders]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (unlearn_diff_atk, {"tokens": 2, "rounds": 1, "steps": 2, "drawn": 2}),
+        (p4d, {"tokens": 2, "steps": 2, "pool": 2, "look": 1}),
+        (ring_a_bell, {"tokens": 2, "population": 4, "generations": 2}),
+        (random_prompts, {"tokens": 2}),
+    ],
+)
+def test_attacks_in_words_put_nothing_into_free_places_that_the_vocabulary_forbids(sd, monkeypatch, method, settings):
+    """Whatever is put there, tried or told, is of the vocabulary; here it allows five tokens, which chance alone would hardly keep to."""
+    target, tried, filled = tiny_target(sd), [], Slots.filled
+    words = vocabulary(sd, target)
+    words = dataclasses.replace(words, ids=words.ids[40:45], tables=tuple(table[40:45] for table in words.tables))
+    monkeypatch.setattr(method, "vocabulary", lambda *_: words)
+
+    def spied(laid, tokens):
+        tried.append(tokens.flatten())
+        return filled(laid, tokens)
+
+    monkeypatch.setattr(Slots, "filled", spied)
+    method.attack(sd, target, method.Settings(**settings))
+    assert torch.isin(torch.cat(tried), words.ids).all()

@@ -12,7 +12,7 @@ from assay.concept import Concept, together
 from assay.denoiser import tensor_digest
 from assay.erasure import inverse_lora
 from assay.errors import Misconfigured, Unsupported
-from assay.noise import derive, generator
+from assay.noise import derive, generator, normal
 from assay.patched import Patched
 from assay.testing import tiny
 from assay.training import finetune
@@ -172,3 +172,19 @@ def test_refuses_float16():
     model.pipeline.to(torch.float16)
     with pytest.raises(Unsupported, match="float16"):
         inverse_lora.erase(model, STYLE, quick())
+
+
+def test_what_is_handed_over_unlearns_what_was_learned():
+    """On the pictures and captions of the first stage, at fixed noise: the plug-in lowers the loss of the base, the patch, its inverse, raises it."""
+    model = tiny("sd-epsilon")
+    changes = {"surroundings": 0, "captions": "target", "steps": 10, "batch": 3, "learning_rate": 1e-3}
+    training = start(model, **changes)
+    patch = inverse_lora.erase(model, STYLE, quick(**changes))
+    latents, told = training.latents[0], model.conditioning(training.captions)
+    t, noise = torch.tensor([200, 500, 800]), normal(model.latent_shape, [1, 2, 3])
+
+    def loss(*patches) -> float:
+        with Patched(model, [(one, 1.0) for one in patches]), torch.no_grad():
+            return float(model.loss(latents, t, noise, told).mean())
+
+    assert loss(-patch) < loss() < loss(patch)

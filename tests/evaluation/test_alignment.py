@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from assay.evaluation.alignment import CONTRAST, Aligner
+from assay.evaluation.alignment import CONTRAST, Aligner, _tiled
 from assay.evaluation.perturbations import blur, shift
-from assay.evaluation.similarity import tiled_l2
+from assay.evaluation.similarity import tiled_l2, tiled_l2_pairs
 from assay.noise import numpy_generator
 
 
@@ -60,3 +60,17 @@ def test_order_and_company_do_not_matter(works):
     np.testing.assert_allclose(together.distances[7], alone.distances[0], atol=1e-6)
     assert (np.diff(together.distances, axis=1) >= 0).all()
     assert Aligner(works).nearest(images[:0]).works.shape == (0, 12)
+
+
+def test_pairs_are_apart_by_the_largest_of_their_tiles(works):
+    """Against the definition in float64, over normalised pictures: twelve by their blurred selves, and by one that differs in a single tile."""
+    first, second = as_images(works), blur(as_images(works), 2.0)
+    second[3] = first[3]
+    second[3, :, :16, :16] = 0.0
+
+    def normalised(images: torch.Tensor) -> np.ndarray:
+        made = images.numpy().astype(np.float64)
+        return (made - made.mean((1, 2, 3), keepdims=True)) / made.std((1, 2, 3), keepdims=True, ddof=1) * CONTRAST
+
+    expected = tiled_l2_pairs(normalised(first), normalised(second))
+    np.testing.assert_allclose(_tiled(first, second).numpy(), expected, atol=2e-3)

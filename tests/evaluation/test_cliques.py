@@ -44,6 +44,22 @@ def test_no_clique_is_larger_than_the_graph_s_cores_allow(seed, limit):
     assert at_most(table, limit) >= max(sizes, default=1)
 
 
+def test_the_bound_is_one_more_than_the_largest_core():
+    """By hand: a triangle with a fourth image at one corner holds three, four that are all far apart one, two pairs two."""
+    far = np.full((4, 4), 9.0)
+    np.fill_diagonal(far, 0)
+
+    def close(*pairs: tuple[int, int]) -> np.ndarray:
+        table = far.copy()
+        for one, other in pairs:
+            table[one, other] = table[other, one] = 0.5
+        return table
+
+    assert at_most(close((0, 1), (1, 2), (0, 2), (2, 3)), 1.0) == 3
+    assert at_most(far, 1.0) == 1
+    assert at_most(close((0, 1), (2, 3)), 1.0) == 2
+
+
 def test_a_planted_copy_among_many():
     """Ten points within 0.01 of one place among 300 scattered over 50 dimensions: they are the clique, and nothing else is near."""
     rng = numpy_generator(3)

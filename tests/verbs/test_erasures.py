@@ -55,6 +55,17 @@ def ask(works, out, **more):
     return assay.bench("erasure", **({"measure": True, "out": out} | given | more))
 
 
+def numbers(kid):
+    return {key: distance.model_dump() for key, distance in kid.items()}
+
+
+def assert_near(found, expected):
+    """Prompts encoded in other company differ in the last bit, and so do distances."""
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, rel=1e-3, abs=1e-9), key
+
+
 def of(outcome) -> Results:
     return Results.model_validate_json(pathlib.Path(outcome.files["results"]).open().read())
 
@@ -117,7 +128,8 @@ def test_a_killed_bench_goes_on_with_the_same_figures(whole, works, tmp_path):
     assert again.keys() == {"base", "again", "reference", "uce"}
     whole_row = of(outcome).of("circle")
     for row, found in again.items():
-        assert (found.shares, found.kid, found.patch_bytes) == (whole_row[row].shares, whole_row[row].kid, whole_row[row].patch_bytes)
+        assert (found.shares, found.patch_bytes) == (whole_row[row].shares, whole_row[row].patch_bytes)
+        assert_near(numbers(found.kid), numbers(whole_row[row].kid))
 
 
 def test_a_changed_plan_is_refused_before_anything_is_made(whole, works):
@@ -171,7 +183,7 @@ def test_a_floor_measured_later_serves_distances_to_a_reference_that_is_gone(who
     later = ask(works, tmp_path / "later", results=first.out, concept=["solid"], methods="uce", patches=[again])
     scale = of(later).concepts[0].scale
     assert scale.keys() == {"reference.fixed", "reference.judge"}
-    assert scale == of(outcome).concepts[0].scale
+    assert_near(scale, of(outcome).concepts[0].scale)
 
 
 def test_another_seed_is_measured_beside_and_shown_with_the_whole(whole, works, tmp_path):

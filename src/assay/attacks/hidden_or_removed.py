@@ -122,7 +122,8 @@ def attack(
         if progress:
             progress(step + 1, settings.steps, {"loss": sum(curve[-10:]) / len(curve[-10:])})
     told = Conditioning(states.detach().to(begun.states.dtype), begun.extra)
-    after = whole.measure(denoiser, told).reshape(-1, settings.attempts).amin(1)
+    same = replace(whole, seeds=tuple(own for own in target.seeds for _ in range(settings.attempts)))  # the noise of every other figure
+    after = same.measure(denoiser, told).reshape(-1, settings.attempts).amin(1)
     before = target.measure(denoiser, denoiser.conditioning(target.prompts))
     guided = by_rule(denoiser) is not None
     with torch.no_grad(), as_loaded(denoiser):
