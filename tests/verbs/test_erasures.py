@@ -299,6 +299,8 @@ def test_erasers_are_measured_together(works, tmp_path):
     assert (both.sampling, both.patch_bytes) == (3, sum(cell.patch_bytes for cell in alone))
     assert [path.name for path in (tmp_path / "out-kept/circle/uce+negative_prompt").iterdir() if path.is_dir()] == []
     assert len(of(ask(works, tmp_path / "out", concept=["circle"], methods="uce")).of("circle")) == 4  # it is still there
+    elsewhere = ask(works, tmp_path / "elsewhere", results=outcome.out, concept=["circle"], methods="uce", limit=0)
+    assert len(of(elsewhere).of("circle")) == 4  # also of what is stored alone
 
 
 def test_distances_are_to_the_model_that_is_counted(whole, works, tmp_path):

@@ -169,6 +169,7 @@ class Bench:
 
     def take(self, stored: Results) -> None:
         """Count stored cells of this plan among those that are there, wherever they were made; what is not of this plan is left out."""
+        self.joined = list(dict.fromkeys([*self.joined, *self.rows.joint(cell.row for cell in stored.cells)]))  # asked for in another sitting
         rows = [*MODELS, *self.rows.modules, *self.joined]
         for cell in stored.cells:
             pair = cell.concept, cell.row

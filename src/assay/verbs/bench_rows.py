@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from importlib import import_module
@@ -63,8 +63,12 @@ class Rows:
 
     def together(self, kept: Path, more: Sequence[str]) -> list[str]:
         """Return the rows of several erasers: those of the bench, those asked for, and those that a folder of cells holds already."""
-        before = sorted(folder.name for folder in kept.glob("*/*+*") if all(part in self.modules for part in folder.name.split("+")))
+        before = self.joint(sorted(folder.name for folder in kept.glob("*/*+*")))
         return list(dict.fromkeys([*COMBINATIONS, *(row for row in more if "+" in row), *before]))
+
+    def joint(self, rows: Iterable[str]) -> list[str]:
+        """Return those of some rows that are several erasers, each known."""
+        return [row for row in dict.fromkeys(rows) if "+" in row and all(part in self.modules for part in row.split("+"))]
 
     def work_of(self, row: str) -> tuple[int, int]:
         """Return the passes of an erasure, and those with gradients."""
