@@ -28,7 +28,7 @@ unit: $(VENV)/.tested
 WIDE := import torch; print(torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
 avx2: $(VENV)/.tested
 	@if [ "$$($(BIN)/python -c '$(WIDE)')" = True ]; then set -x; \
-	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(BIN)/python -m pytest -m portable --numprocesses auto --dist worksteal; \
+	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m portable --numprocesses auto --dist worksteal; \
 	else echo "No vectors wider than AVX2 here: the whole suite runs without them."; fi
 
 methods: $(VENV)/.tested
