@@ -5,8 +5,8 @@
 
 AGAIN is what `assay retrain --reference again` left. Concepts and settings are those of `assay bench erasure`. Drawn are ordinary trained pairs
 outside the concept and its neighbours, `--images` of each with other seeds, the same for all models. KID to the base is
-`assay.evaluation.kid.paired`: over pairs of different prompts, with the jackknife's interval over prompts; `beyond another seed` is by how much it
-exceeds that of the model trained again. Killed, the same command goes on. A few minutes a model on two cores.
+`assay.evaluation.kid.paired`: over pairs of different prompts, with the jackknife's interval over prompts; `beyond` is by how much it exceeds that of
+the model trained again. Killed, the same command goes on. A few minutes a model on two cores.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 
 from assay.benches.erasure import Beside, Distance, Moved, Moves, Settings, subjects
 from assay.cli.progress import Display
-from assay.denoiser import load
 from assay.evaluation.features import DIGEST as FIXED
 from assay.evaluation.features import fixed_features
 from assay.evaluation.kid import excess, paired
 from assay.jobs.folder import OutFolder
+from assay.loading import load
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import digest_of
@@ -74,9 +74,9 @@ def main() -> None:
     features = {"base": drawn("base", []), "again": drawn("again", [again])}
     patches = {"again": again.digest}
     for method in options.methods.split(","):
-        own = OutFolder(folder / "erasers" / method, {"method": method, "settings": rows.plan_of(subject, method)})
-        patch, _ = rows.made(method, concept, own.path)
-        patches[method], features[method] = patch.digest, drawn(method, [patch], own)
+        place = OutFolder(folder / "erasers" / method, {"method": method, "settings": rows.plan_of(subject, method)})
+        patch, _ = rows.made(method, concept, place.path)
+        patches[method], features[method] = patch.digest, drawn(method, [patch], place)
     kid: dict[str, dict[str, Moved]] = {name: {} for name in patches}
     for space in spaces:
         base, other = features["base"][space], features["again"][space]

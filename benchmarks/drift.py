@@ -24,10 +24,10 @@ import numpy as np
 from matplotlib.figure import Figure as Plot
 
 from assay.concept import Concept, together
-from assay.denoiser import load
 from assay.erasure import uce
 from assay.evaluation.intervals import wilson
 from assay.jobs.folder import OutFolder
+from assay.loading import load
 from assay.noise import derive, numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched

@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 
 from assay.concept import together
-from assay.denoiser import load
 from assay.erasure import uce
+from assay.loading import load
 from assay.noise import generator, numpy_generator
 from assay.patched import Patched
 from assay.verbs.erase import text_vectors

@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
-from assay.denoiser import GROUPS, Denoiser, load, locate, to_pictures
+from assay.denoiser import GROUPS, Denoiser, to_pictures
 from assay.errors import AssayError, BadInput, Misconfigured, Missing, Unsupported
+from assay.loading import load, locate
 from assay.noise import normal
 from assay.testing import save_tiny, tiny
 from assay.testing.pipelines import tiny_pipeline
@@ -324,7 +325,7 @@ def test_a_model_may_ship_with_a_unet_alone(tmp_path, monkeypatch):
     small.unet.save_pretrained(tmp_path / "small" / "unet")
     small.pipeline.save_config(tmp_path / "small")
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["model_index.json", "unet"]
-    monkeypatch.setattr("assay.denoiser.SHARING", {str(tmp_path / "small"): str(tmp_path / "base")})
+    monkeypatch.setattr("assay.loading.SHARING", {str(tmp_path / "small"): str(tmp_path / "base")})
     loaded = load(tmp_path / "small")
     assert loaded.digest == small.digest != base.digest
     assert loaded.image_size == base.image_size // 2

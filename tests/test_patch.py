@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from assay.denoiser import Denoiser, load, tensor_digest
+from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import BadInput, Misconfigured, Mismatch, Missing, NoRoom, Unsupported
 from assay.guidance import Rule
+from assay.loading import load
 from assay.noise import derive, generator, normal
 from assay.patch import Manifest, Patch
 from assay.patched import Patched, export_lora, fuse

@@ -21,8 +21,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from assay.denoiser import Denoiser, load, locate, quiet
+from assay.denoiser import Denoiser
 from assay.judge import CrossJudge, Judge, make_folds
+from assay.loading import load, locate, quiet
 from assay.noise import derive
 from assay.training import clip as clips
 from assay.training import judge as judges

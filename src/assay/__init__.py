@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from assay.concept import Concept
-    from assay.denoiser import Denoiser, load
+    from assay.denoiser import Denoiser
+    from assay.loading import load
     from assay.patch import Patch
     from assay.patched import Patched, export_lora, fuse
     from assay.record import Dossier, Metric, Record
@@ -52,7 +53,7 @@ _HOMES = {
     "works_info": "assay.verbs.works",
     "Concept": "assay.concept",
     "Denoiser": "assay.denoiser",
-    "load": "assay.denoiser",
+    "load": "assay.loading",
     "Patch": "assay.patch",
     "Patched": "assay.patched",
     "export_lora": "assay.patched",

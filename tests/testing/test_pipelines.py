@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from assay.denoiser import load
+from assay.loading import load
 from assay.noise import derive
 from assay.testing import KINDS, save_tiny, tiny, tiny_works
 from assay.testing.pipelines import tokenizer

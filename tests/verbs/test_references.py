@@ -103,6 +103,10 @@ def test_the_mark_is_said_with_its_interval_and_the_floor_beside_the_distance():
     assert "0.0045" in said
     assert findings([], None, "family") == findings([MARK], None, "family") == []
     assert "was measured" in findings([], CATS, "family")[0]
+    seeds = Metric(name="again.kid.judge", value=0.002, n=64)
+    said = findings([seeds], CATS, "family")  # another seed was measured, and no model trained without cats
+    assert said[0] == findings([], CATS, "family")[0]
+    assert said[1] == "On prompts that were to stay, KID of two trainings that differ in the seed alone is 0.002."
 
 
 def test_a_reference_of_ones_own_is_measured_beside(sd, tmp_path):

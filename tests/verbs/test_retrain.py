@@ -11,8 +11,9 @@ import torch
 
 import assay
 from assay.cli.main import main
-from assay.denoiser import load, tensor_digest
+from assay.denoiser import tensor_digest
 from assay.errors import BadInput, Misconfigured, Mismatch, Missing
+from assay.loading import load
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import Record

@@ -35,7 +35,7 @@ class OutFolder:
         self.plan = plain(plan)
         self.digest = digest_of(self.plan)
         self.check(self.path, self.plan)
-        if not self.holds(self.plan):  # one that is signed stays as it is, byte by byte
+        if not (self.path / "plan.json").exists():  # one that is signed stays as it is, byte by byte
             write_atomically(self.path / "plan.json", (json.dumps(self.plan, indent=1) + "\n").encode())
         for left in self.path.rglob("*.part"):  # of a run that was killed
             left.unlink() if left.is_file() else shutil.rmtree(left)
@@ -53,8 +53,8 @@ class OutFolder:
         wanted = plain(plan)
         if path.exists() and not path.is_dir():
             raise Mismatch(f"{path} is a file.", "Choose a folder with `--out`.")
-        if not path.exists() or all(entry.suffix == ".part" or entry.name == "plan.json" for entry in path.iterdir()):
-            return  # of a command that was refused, there is the plan alone
+        if not path.exists() or all(entry.suffix == ".part" for entry in path.iterdir()):
+            return
         try:
             known = dict(json.loads((path / "plan.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -64,13 +64,6 @@ class OutFolder:
             raise Mismatch(
                 f"{path} belongs to another plan: it differs in {', '.join(sorted(keys))}.", "Choose another folder with `--out`, or remove this one."
             )
-
-    def holds(self, plan: dict[str, Any]) -> bool:
-        """Return whether the folder is bound to a plan already."""
-        try:
-            return json.loads((self.path / "plan.json").read_text()) == plan
-        except (OSError, ValueError):
-            return False
 
     def __truediv__(self, name: str) -> Path:
         """Return a path inside the folder."""

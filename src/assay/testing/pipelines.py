@@ -9,7 +9,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from assay.denoiser import Denoiser, quiet
+from assay.denoiser import Denoiser
+from assay.loading import quiet
 from assay.noise import derive
 
 Kind = Literal["sd-epsilon", "sd-v", "sdxl"]

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from assay.denoiser import quiet
+from assay.loading import quiet
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TOKENS, TEXT_WIDTH = 3, 16

@@ -20,10 +20,11 @@ from assay import settings as method_settings
 from assay.attacks.search import LITTLE, own_words
 from assay.attacks.target import Attack, Clock, Target
 from assay.concept import Concept, Kind
-from assay.denoiser import Denoiser, load
+from assay.denoiser import Denoiser
 from assay.errors import Missing, Unsupported
 from assay.evaluation.concealment import Trial, conclusion, evidence
 from assay.jobs.outcome import Outcome
+from assay.loading import load
 from assay.noise import derive, numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched

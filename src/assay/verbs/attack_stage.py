@@ -197,7 +197,7 @@ def _table(fought: Sequence[Fought], trials: Sequence[Trial], metrics: Sequence[
     def said(name: str) -> str:
         metric = value.get(name)
         if metric is None or metric.value is None:
-            return "not measured" if metric is None else "nothing left to break"
+            return "not measured" if metric is None else "nothing left to break" if value["pre.success"].value else "none could be judged"
         return f"{_share(metric)} ({metric.low or 0:.0%} to {metric.high or 0:.0%})"
 
     rows = []

@@ -115,22 +115,23 @@ def erase(
     if previous := session.finished(folder):
         return previous
     where = folder / "patch.safetensors"
+    before = where.exists()  # of a run that was interrupted while it drew
     with session.patched() as denoiser:
-        if not where.exists() and any(patch.replaces for patch, _ in session.stack):
-            before = denoiser.passes
+        if not before and any(patch.replaces for patch, _ in session.stack):
+            spent = denoiser.passes
             with suppress(Misconfigured):  # of settings that the method's quickest ones do not go with, nothing is known beforehand
                 _refuse_beside([patch for patch, _ in session.stack], module.erase(denoiser, target, replace(chosen, **module.PROBE), seed=seed))
-            denoiser.passes = before
-        if where.exists():  # of a run that was interrupted while it drew
+            denoiser.passes = spent
+        if before:
             made = Patch.load(where)
         else:
             made = module.erase(denoiser, target, chosen, seed=seed, progress=session.bar(f"erasing by {method}"), folder=folder / "training")
             if session.stack:  # made on top of others, and to be used with them
                 made = replace(made, manifest=made.manifest.model_copy(update={"parents": [patch.digest for patch, _ in session.stack]}))
             made.save(where)
-        before = denoiser.passes
+        spent = denoiser.passes
         shown = _show(denoiser, target, made, seed, folder.path, session)
-        denoiser.passes = before  # the pictures are no part of the method's cost
+        denoiser.passes = spent  # the pictures are no part of the method's cost
     size = where.stat().st_size
     moved = _relative_change(session.denoiser, made)
     record = session.record(
@@ -142,7 +143,8 @@ def erase(
         metrics=[count("patch.tensors", len(made.names)), count("patch.bytes", size, "lower"), count("patch.relative_change", moved)],
         findings=[_finding(target, made, moved)],
         shows_not=[
-            "The pictures show a few prompts; `assay evaluate` measures target, neighbours and everything else, and no attack has been tried here."
+            "The pictures show a few prompts; `assay evaluate` measures target, neighbours and everything else, and no attack has been tried here.",
+            *(["The patch was made in an earlier sitting: seconds, passes and memory are those of its pictures alone."] if before else []),
         ],
         pictures=[shown],
     )

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from assay.concept import Concept
-from assay.denoiser import Denoiser, load, to_pictures
+from assay.denoiser import Denoiser, to_pictures
 from assay.errors import Missing, Unsupported
 from assay.evaluation.features import DIGEST as FIXED
 from assay.evaluation.features import fixed_features
@@ -23,6 +23,7 @@ from assay.evaluation.kid import floor, paired
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.judge import CrossJudge, JudgeLike
+from assay.loading import load
 from assay.noise import numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from assay.denoiser import load
 from assay.errors import Misconfigured
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
+from assay.loading import load
 from assay.patch import Patch
 from assay.patched import export_lora, fuse
 from assay.record import Record, versions

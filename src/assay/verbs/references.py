@@ -162,10 +162,11 @@ def _damage(file: Path, error: Exception) -> tuple[str, str]:
 
 def findings(metrics: Sequence[Metric], concept: Concept | None, head: str) -> list[str]:
     """Say what perfect erasure leaves, and how far apart two trainings are that differ in nothing but the seed."""
-    if concept is not None and not metrics:
-        return [f"No model trained without `{concept.name}` was measured in this way, so nothing here says what erasing it wholly would leave."]
     value = {metric.name: metric for metric in metrics}
     found = []
+    if concept is not None and not any(name.startswith(PREFIX) for name in value):
+        why = "so nothing here says what erasing it wholly would leave"
+        found.append(f"No model trained without `{concept.name}` was measured in this way, {why}.")
     mark = value.get(f"{PREFIX}target.{head}")
     if concept is not None and mark is not None and mark.value is not None and mark.low is not None and mark.high is not None:
         found.append(
@@ -176,4 +177,6 @@ def findings(metrics: Sequence[Metric], concept: Concept | None, head: str) -> l
     if distance is not None and distance.value is not None:
         beside = f"; of two trainings that differ in the seed alone {seeds.value:.3g}" if seeds is not None and seeds.value is not None else ""
         found.append(f"On prompts that were to stay, KID of that model to the base is {distance.value:.3g}{beside}.")
+    elif seeds is not None and seeds.value is not None:
+        found.append(f"On prompts that were to stay, KID of two trainings that differ in the seed alone is {seeds.value:.3g}.")
     return found

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from assay.denoiser import Denoiser, locate, tensor_digest, to_pictures
+from assay.denoiser import Denoiser, tensor_digest, to_pictures
 from assay.errors import Misconfigured, Mismatch
 from assay.jobs.outcome import Outcome
+from assay.loading import locate
 from assay.noise import derive
 from assay.patch import Manifest, Patch, plain
 from assay.patched import Patched

@@ -6,7 +6,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 
-from assay.denoiser import BUILT_IN, Denoiser, load
+from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
+from assay.loading import BUILT_IN, load
 from assay.noise import generator
 from assay.patch import Patch
 from assay.patched import Patched, standing
@@ -69,6 +71,7 @@ class Session:
         patches: `PATH[:SCALE]`, patches, or (patch, scale) pairs to put on.
         display: shows progress.
         asked: words of the command that asks the same again; see `ask`.
+        bound: the folder, once it belongs to a plan.
     """
 
     command: str
@@ -80,6 +83,7 @@ class Session:
     display: Any = field(default_factory=Silent)
     started: float = field(default_factory=time.monotonic)
     asked: list[str] = field(default_factory=list)
+    bound: OutFolder | None = None
 
     @cached_property
     def stack(self) -> list[tuple[Patch, float]]:
@@ -107,9 +111,16 @@ class Session:
         """Whether the model is the built-in one."""
         return (self.model.name if isinstance(self.model, Denoiser) else str(self.model)) in BUILT_IN
 
-    def patched(self) -> Patched:
-        """Put the patches on; a context manager."""
-        return Patched(self.denoiser, self.stack)
+    @contextmanager
+    def patched(self) -> Generator[Denoiser]:
+        """Put the patches on; what fails before anything was written gives its folder back, to the command as it should have been."""
+        try:
+            with Patched(self.denoiser, self.stack) as denoiser:
+                yield denoiser
+        except BaseException:
+            if self.bound is not None:
+                self.bound.abandon()
+            raise
 
     def plan(self, **settings: Any) -> dict[str, Any]:
         """Return all that the result depends on."""
@@ -120,7 +131,8 @@ class Session:
 
     def folder(self, plan: dict[str, Any]) -> OutFolder:
         """Bind the output folder to the plan."""
-        return OutFolder(self.out, plan)
+        self.bound = OutFolder(self.out, plan)
+        return self.bound
 
     def finished(self, folder: OutFolder) -> Outcome | None:
         """Return the outcome if the plan was carried out before."""

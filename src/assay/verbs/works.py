@@ -135,6 +135,11 @@ def _describe(command: str, path: str | Path | Works | None, ask: Callable[..., 
         return Outcome(command, folder.path, Record.load(folder.path))
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     again = [] if isinstance(path, Works) else [*command.split(), *([] if path is None else [str(path)]), *flags]
-    record = ask(works, **settings).model_copy(update={"command": command, "given": dict(settings), "again": again})
+    try:
+        made = ask(works, **settings)
+    except BaseException:
+        folder.abandon()
+        raise
+    record = made.model_copy(update={"command": command, "given": dict(settings), "again": again})
     record.save(folder.path)
     return Outcome(command, folder.path, record)
