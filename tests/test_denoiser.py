@@ -274,6 +274,19 @@ def test_predictions_of_another_kind_are_refused():
         Denoiser(pipeline)
 
 
+@pytest.mark.parametrize("kind", ["sd-epsilon", "sdxl"])
+def test_parts_that_do_not_fit_are_refused(kind):
+    """As of a checkpoint put together of several, or for another task: the network would fail in the middle of a pass, in words of matrices."""
+    for part, other in (("text_encoder", None), ("vae", None), ("unet", {"cross_attention_dim": 20}), ("unet", {"in_channels": 9})):
+        pipeline = tiny_pipeline(kind)
+        if other is None:
+            setattr(pipeline, part, None)
+        else:
+            pipeline.unet = type(pipeline.unet).from_config({**pipeline.unet.config, "_use_default_values": [], **other})
+        with pytest.raises(Unsupported, match=f"no {part}" if other is None else f"UNet .*{next(iter(other.values()))}"):
+            Denoiser(pipeline)
+
+
 def test_a_folder_that_is_no_pipeline(tmp_path):
     with pytest.raises(BadInput, match=r"model_index\.json"):
         load(tmp_path)

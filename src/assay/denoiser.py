@@ -46,7 +46,7 @@ class Denoiser:
         """Freeze the weights and take over the noise schedule.
 
         Raises:
-            Unsupported: the scheduler's noise schedule or its prediction type is not supported.
+            Unsupported: the scheduler's noise schedule or its prediction type is not supported, or the pipeline's parts do not fit each other.
         """
         self.pipeline = pipeline
         self.family = family_of(pipeline)
@@ -55,6 +55,7 @@ class Denoiser:
             kind = type(pipeline.scheduler).__name__
             hint = "Models that were trained as DDPM are supported."
             raise Unsupported(f"{name} is sampled by {kind}, which has no variance-preserving noise schedule.", hint)
+        self.family.check(name)
         self.family.freeze()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

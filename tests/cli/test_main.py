@@ -267,6 +267,9 @@ def test_works_and_patch_commands_keep_to_their_folder(world, tmp_path, capsys):
     assert len(Works.read(tmp_path / "licensed")) == 1
     (tmp_path / "art/a.txt").write_text("a red square, again")
     assert "changed" in call(capsys, *take_in, "--license", "MIT", code=2).err
+    beside = ["works", "import", tmp_path / "art", "--license", "MIT", "--out", tmp_path / "art/out/works"]  # as by default in `art`
+    call(capsys, *beside)
+    assert "complete already" in call(capsys, *beside).err
     call(capsys, "methods", "--out", tmp_path / "methods")
     assert json.loads((tmp_path / "methods/record.json").read_text())["again"] == ["methods"]
 

@@ -81,6 +81,18 @@ def test_a_folder_with_sidecars(source, out):
     assert (works[2]["title"], works[2]["tags"], works[2]["attributes"]) == ("dog", ["pet", "brown"], {"gender": "neutral"})
 
 
+def test_what_assay_wrote_below_the_source_is_no_work_of_it(source):
+    """As by `assay run` in the folder of one's works, whose pictures lie beside captions of theirs: the works are those of before."""
+    put(source / "a.png", png(1))
+    put(source / "out" / "b.png", png(2))
+    assert import_works(source, source / "works", license="MIT", titled=True).imported == 2
+    put(source / "out" / "plan.json", {"command": "run"})
+    put(source / "mine" / "plan.json", ["of my own"])
+    put(source / "mine" / "c.png", png(3))
+    import_works(source, source / "again", license="MIT", titled=True)
+    assert Works.read(source / "again").column("source") == ["a.png", "mine/c.png"]
+
+
 def test_a_work_is_stored_with_its_hashes_and_its_pixels(source, out):
     """Expected: the id by its definition, the hash of the file, and the pixels that were drawn."""
     put(source / "a.png", png(1))

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
+
+from assay.errors import Unsupported
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,26 @@ class StableDiffusion:
     def components(self) -> dict[str, torch.nn.Module]:
         """The modules that hold weights, by the name that prefixes their tensors."""
         return {"unet": self.pipeline.unet, "text_encoder": self.pipeline.text_encoder, "vae": self.pipeline.vae}
+
+    def check(self, name: str) -> None:
+        """Raise unless the parts of the pipeline, called `name`, are there and its `UNet2DConditionModel` fits the others.
+
+        Raises:
+            Unsupported: one is missing, or the UNet reads other states or latents than the text encoders and the autoencoder make.
+        """
+        if absent := [part for part, module in self.components.items() if module is None]:
+            raise Unsupported(f"{name} has no {' and no '.join(absent)}.", "Save the pipeline with every component.")
+        if not isinstance(self.pipeline.unet, UNet2DConditionModel):
+            return
+        unet = self.pipeline.unet.config
+        wide, read = sum(encoder.config.hidden_size for _, encoder in self.encoders), unet.cross_attention_dim
+        if unet.encoder_hid_dim_type is None and {wide} != set(read if isinstance(read, list | tuple) else [read]):
+            what = f"{name} has a UNet that reads states of width {read}, and text encoders that make states of width {wide}"
+            raise Unsupported(f"{what}.", "Put together parts of one model.")
+        latent = self.pipeline.vae.config.latent_channels
+        if (unet.in_channels, unet.out_channels) != (latent, latent):
+            what = f"{name} has a UNet from {unet.in_channels} channels to {unet.out_channels}, and latents of {latent}"
+            raise Unsupported(f"{what}.", "Models that draw from text alone are supported, not those for inpainting, editing or depth.")
 
     def freeze(self) -> None:
         """Put every component at rest, and its weights on a CPU where passes are fast and repeat to the bit.

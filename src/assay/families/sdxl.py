@@ -15,11 +15,11 @@ class StableDiffusionXL(StableDiffusion):
 
     name = "sdxl"
 
-    def __init__(self, pipeline: Any) -> None:
-        """Keep the pipeline; its autoencoder, whose activations overflow float16, computes in float32 if its configuration says so."""
-        super().__init__(pipeline)
-        if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
-            pipeline.vae.float()
+    def freeze(self) -> None:
+        """Put every component at rest; the autoencoder, whose activations overflow float16, computes in float32 if its configuration says so."""
+        if self.pipeline.vae.dtype == torch.float16 and self.pipeline.vae.config.force_upcast:
+            self.pipeline.vae.float()
+        super().freeze()
 
     @property
     def components(self) -> dict[str, torch.nn.Module]:

@@ -16,6 +16,7 @@ from assay.verbs.session import Silent, builtin_works, count
 from assay.works import Works
 from assay.works import info as describe
 from assay.works.importing import import_works as read_in
+from assay.works.sources import walked
 
 
 def works_import(
@@ -87,7 +88,7 @@ def _imported(out: Path, record: Record) -> Outcome:
 
 def fingerprint(source: Path) -> str:
     """Return what tells a source from the same source changed: SHA-256 of the names, sizes and times of its files."""
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    files = sorted(parent / name for parent, _, names in walked(source) for name in names) if source.is_dir() else [source]
     return digest_of([str(source.resolve()), [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()]])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -64,20 +65,39 @@ def candidates(source: Path) -> Iterator[Candidate]:
 def from_folder(folder: Path) -> Iterator[Candidate]:
     """Yield the images of a folder tree in the order of paths; a folder with a list gives what the list names instead.
 
-    What has no extension of a readable image, and what is hidden, is passed over.
+    What has no extension of a readable image is passed over.
     """
     readable = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        inner = Path(parent).relative_to(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for parent, folders, names in walked(folder):
+        inner = parent.relative_to(folder)
         if listed := [name for name in LISTS if name in names]:
             folders.clear()
-            yield from (replace(found, name=(inner / found.name).as_posix()) for found in candidates(Path(parent, listed[0])))
+            yield from (replace(found, name=(inner / found.name).as_posix()) for found in candidates(parent / listed[0]))
             continue
-        for name in sorted(names):
-            path = Path(parent, name)
-            if path.suffix.lower() in readable and not name.startswith("."):
-                yield Candidate((inner / name).as_posix(), folder, partial(beside, path))
+        for name in names:
+            if Path(name).suffix.lower() in readable:
+                yield Candidate((inner / name).as_posix(), folder, partial(beside, parent / name))
+
+
+def walked(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield the folders of a tree with the names of their folders and files, in the order of names, as `os.walk` does.
+
+    Passed over are what is hidden, and folders below that a command of assay writes to: what it made is no source, and would change while it works.
+
+    Raises:
+        Missing: a folder cannot be listed.
+    """
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not ours(Path(parent, name)))
+        yield Path(parent), folders, sorted(name for name in names if not name.startswith("."))
+
+
+def ours(folder: Path) -> bool:
+    """Return whether a command of assay writes to a folder."""
+    try:
+        return "command" in json.loads((folder / "plan.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def refuse(error: OSError) -> None:
