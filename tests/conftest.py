@@ -43,3 +43,9 @@ def denoiser(request: pytest.FixtureRequest, pipelines: dict[str, Denoiser]) -> 
 def sd(pipelines: dict[str, Denoiser]) -> Denoiser:
     """The tiny Stable Diffusion that predicts epsilon."""
     return pipelines["sd-epsilon"]
+
+
+@pytest.fixture
+def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What assay rounds to float32 stays in float64, so that derivatives of a model in float64 can be held against differences to many digits."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

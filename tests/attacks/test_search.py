@@ -12,7 +12,8 @@ from assay.attacks.search import Slots, arrange, body, own_words, slots, spells,
 from assay.concept import Concept, together
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured, Unsupported
-from assay.testing import tiny, tiny_target
+from assay.noise import derive, normal
+from assay.testing import KINDS, tiny, tiny_target
 from assay.testing.pipelines import tiny_pipeline, tokenizer
 
 PIECES = ["c", "a", "t", "ca", "at", "cat", "s", "o", "k", "it", "ty", "y"]
@@ -139,6 +140,58 @@ def test_gradients_of_the_encoding_match_finite_differences(kind):
 
 def _doubles(denoiser):
     return [torch.randn((1, 1, 16), generator=torch.Generator().manual_seed(1), dtype=torch.float64) for _ in denoiser.family.encoders]
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", [unlearn_diff_atk, p4d])
+def test_what_moves_tokens_is_the_gradient_at_the_tokens(kind, method, monkeypatch):
+    """Expected: central differences in float64 along random directions, of the papers' losses as written in the modules' heads, at what was tried.
+
+    UnlearnDiffAtk: |e(x_t, t, p + c) - noise|^2 over mixtures of tokens, at those that were drawn. P4D: |e0(x_t, t, c) - e(x_t, t, p)|^2 over
+    embeddings, at the nearest ones; e0 is the same model here, told the prompt.
+    """
+    denoiser, tried, handed = tiny(kind, seed=1), [], []
+    for part in denoiser.family.components.values():
+        part.double()
+    target = tiny_target(denoiser)
+    target = dataclasses.replace(target, latents=target.latents.double())
+    words, encode = vocabulary(denoiser, target), Slots.encode
+    monkeypatch.setattr(
+        unlearn_diff_atk, "uniform_start", lambda *asked: torch.rand(len(asked[0]), *asked[1:], dtype=torch.float64, generator=_draws())
+    )
+    monkeypatch.setattr(Slots, "encode", lambda laid, *told: tried.append((laid, told[1])) or encode(laid, *told))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: handed.extend(part.grad for part in self.param_groups[0]["params"]))
+    settings = {"rounds": 1, "steps": 1, "drawn": 0} if method is unlearn_diff_atk else {"steps": 1, "pool": 1, "look": 1}
+    method.attack(denoiser, target, method.Settings(tokens=2, **settings))
+    (laid, at), *_ = tried
+    at = [part.detach() for part in at]
+    if method is unlearn_diff_atk:
+        t = denoiser.timesteps(1).expand(len(target))
+        noise = normal(denoiser.latent_shape, [derive(own, "unlearn diff atk", 0) for own in target.seeds])
+    else:
+        t, noise = target.draw(denoiser, "p4d", 0)
+    x_t = denoiser.noised(target.latents, t, noise)
+    a, s = (scale.double() for scale in denoiser.scales(t))
+    wanted = {"epsilon": noise, "v": a * noise - s * target.latents}[denoiser.view]
+    with torch.no_grad():
+        if method is p4d:
+            wanted = denoiser.predict(x_t, t, denoiser.conditioning(target.prompts), denoiser.view)
+
+        def loss(sign):
+            moved = [part + sign * 1e-4 * way for part, way in zip(at, ways, strict=True)]
+            return (denoiser.predict(x_t, t, encode(laid, denoiser, moved), denoiser.view) - wanted).square().mean((1, 2, 3)).sum()
+
+        draws = _draws()
+        for _ in range(3):
+            along = [torch.randn(part.shape, dtype=torch.float64, generator=draws) for part in handed]
+            ways = [along[0] @ table for table in words.tables] if method is unlearn_diff_atk else along
+            expected = float(loss(1) - loss(-1)) / 2e-4
+            assert sum(float((slope * way).sum()) for slope, way in zip(handed, along, strict=True)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def _draws():
+    return torch.Generator().manual_seed(5)
 
 
 @pytest.mark.parametrize(
