@@ -38,6 +38,37 @@ def test_the_search_lowers_the_loss_of_the_memorised_image(denoiser):
     assert torch.equal(unmoved.states, plain.states)
 
 
+def test_the_objective_is_that_of_the_head_of_the_module(denoiser, monkeypatch):
+    """By hand, at the start, from the denoiser's own losses: of surrogates under what the search found and under their prompts, and of what is kept.
+
+    The search is stood in for by the states of "moon", so that what it finds cannot be mistaken for the prompts.
+    """
+    given, made, pictures = [], [], method.own_pictures
+    monkeypatch.setattr(method, "finetune", lambda student, loss, *_, **__: given.append((student, loss)))
+    monkeypatch.setattr(method, "own_pictures", lambda *asked, **how: made.append(pictures(*asked, **how)) or made[-1])
+    monkeypatch.setattr(method, "searched", lambda student, clean, prompts, *_: made.append(clean) or denoiser.conditioning(["moon"] * len(prompts)))
+    concept = Concept(PROMPTS[0], "work", preserve=("sun", "green"))
+    settings = method.Settings(steps=1, batch=3, images=4, image_steps=2, retain=0.5)
+    method.erase(denoiser, concept, settings, seed=2)
+    ((_, loss),) = given
+    value = float(loss(0, generator(0, "step")).detach())
+    ((remembered, prompts), (kept, calm)), _ = made[0]
+    surrogates, source = method.other_pictures(denoiser, prompts, settings, 2), generator(0, "step")
+
+    def drawn(clean):
+        rows = torch.randint(len(clean), (3,), generator=source)
+        t = torch.randint(1000, (3,), generator=source)
+        return rows.tolist(), clean[rows], t, torch.randn(clean[rows].shape, generator=source)
+
+    with torch.no_grad():
+        rows, *noised = drawn(surrogates)
+        assert torch.equal(made[1], remembered[rows])
+        expected = sum(denoiser.loss(*noised, denoiser.conditioning(told)).mean() for told in (["moon"] * 3, [prompts[row] for row in rows]))
+        rows, *noised = drawn(kept)
+        expected += 0.5 * denoiser.loss(*noised, denoiser.conditioning([calm[row] for row in rows])).mean()
+    assert value == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_surrogates_are_drawn_by_row_and_differ_from_plain_images(denoiser):
     both = method.other_pictures(denoiser, PROMPTS, QUICK, 3)
     assert both.shape == (2, *denoiser.latent_shape)

@@ -80,6 +80,27 @@ def test_the_first_loss_is_known(kind):
     assert float(noisy.loss(0, rng()).detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_preserved_counts_by_how_far_it_moved(kind):
+    """Once the weights have moved: by hand, |e'(x_t, p) - e(x_t, p)|^2 between two models of their own, for preserved prompts p of the same draws."""
+    before, after, training = tiny(kind), tiny(kind), start(tiny(kind), [("cat", "dog")] * 4, preserve_scale=2.0)
+    source = rng()
+    clean, t, _, x_t = drawn(training)
+    for skipped in ((4, (2,)), (1000, (2,))):
+        torch.randint(*skipped, generator=source)
+    torch.randn(clean.shape, generator=source)
+    kept = [CAT.preserved()[int(row)] for row in torch.randint(len(CAT.preserved()), (2,), generator=source)]
+    with torch.no_grad():
+        for name, master in training.student.masters.items():
+            after.weights()[name].mul_(1.5)
+            master.mul_(1.5)
+        one, other = (model.predict(x_t, t, model.conditioning(kept), model.view) for model in (before, after))
+    bare = ca.Training(training.student, training.latents, training.pairs, CAT.preserved(), quick())
+    moved = float(training.loss(0, rng()).detach() - bare.loss(0, rng()).detach())
+    assert moved > 1e-4
+    assert moved == pytest.approx(2.0 * float((one - other).square().mean()), rel=1e-3)
+
+
 @pytest.mark.parametrize("teacher", ["student", "base"])
 def test_no_gradient_passes_through_the_teacher(denoiser, teacher):
     """The gradient is that of the distance to a constant."""

@@ -13,7 +13,7 @@ from assay.erasure import uce
 from assay.errors import Misconfigured
 from assay.noise import generator
 from assay.patched import Patched
-from assay.testing import tiny
+from assay.testing import KINDS, tiny
 
 pytestmark = pytest.mark.portable
 
@@ -64,6 +64,21 @@ def test_every_layer_of_a_pipeline_agrees_with_least_squares(kind, tokens):
         ours = weight.double() + weight.double() @ change
         assert np.linalg.norm(ours.numpy() - expected) < 1e-8 * np.linalg.norm(expected)
         assert np.abs(patch.tensors[f"delta/{name}"].numpy() - (expected - weight.double().numpy())).max() < 1e-6  # rounding to float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_is_what_the_pipeline_tells_its_network(kind):
+    """Against `encode_prompt` of diffusers. Words of three letters, which are three tokens, differ from the first on, and so does all behind them."""
+    model = tiny(kind)
+
+    def told(prompt):
+        with torch.no_grad():
+            return model.pipeline.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0][0, 1:]
+
+    for side, prompt in zip(uce.paired_states(model, [("cat", "dog")], "all"), ("cat", "dog"), strict=True):
+        torch.testing.assert_close(side.float(), told(prompt), rtol=0, atol=1e-5)
+    for side, prompt in zip(uce.paired_states(model, [("cat", "dog")], "last"), ("cat", "dog"), strict=True):
+        torch.testing.assert_close(side.float(), told(prompt)[2:3], rtol=0, atol=1e-5)
 
 
 def test_nothing_changes_where_target_and_anchor_agree():
