@@ -3,9 +3,10 @@
     python benchmarks/digits.py [--folder out/digits] [--processes 2]
 
 Trains 128 models on random halves (64 complementary pairs), and 24 of those subsets once more with another seed: 14 minutes on two busy cores,
-and it goes on where it was. Then: do the models draw digits; can a model's members be told, by the plain loss, by the likelihood ratio, and by the
-ratio's control, which scores every model against another pair's subset; how well do seeds agree, and what do attributions score beside that ceiling.
-Intervals are over pairs of models, the works being the same ones: bootstrapped, and jackknifed for ranks, which a bootstrap's ties would lower.
+and it goes on where it was; where the table is there nothing is trained. Then: do the models draw digits; can a model's members be told, by the
+plain loss, by the likelihood ratio, and by the ratio's control, which scores every model against another pair's subset; how well do seeds agree, and
+what do attributions score beside that ceiling.
+Intervals of attacks are over pairs of models and works; those of scores of ranks are jackknifed over pairs of models, the queries staying the same.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.svm import SVC
 
+from assay.benches.pools import figure, membership
 from assay.denoiser import to_pictures
 from assay.evaluation.datamodel import RIDGES, agreement, ceiling, fit, lds, predicted, unseen
-from assay.evaluation.intervals import bootstrap, jackknife, wilson
-from assay.evaluation.membership import Roc, likelihood_ratio
+from assay.evaluation.intervals import jackknife, wilson
 from assay.noise import derive, numpy_generator
 from assay.reports.pictures import grid
 from assay.training import digits
@@ -37,17 +37,8 @@ DRAWN, EACH = 4, 50
 """Models asked to draw, and images of each digit."""
 STEPS = 25
 """Of DDIM, with DDPM's noise (eta 1): without it an error of the first step, where the image is a hundredth of the noise, is never mended."""
-DRAWS = 300
-RATES = {"tpr_at_1%": 0.01, "tpr_at_0.1%": 0.001}
 LABELS = np.array([int(title) for title in digits.works().column("title")])
 FLAT = digits.pixels()[:, 0].flatten(1).numpy()
-
-Figure = dict[str, object]
-
-
-def figure(value: float, interval: tuple[float, float], chance: float | None = None, **more: object) -> Figure:
-    """Round a value and its interval."""
-    return {"value": round(value, 4), "low": round(interval[0], 4), "high": round(interval[1], 4), "chance": chance, **more}
 
 
 def draw(pool: Pool) -> dict[str, object]:
@@ -99,62 +90,6 @@ def draw(pool: Pool) -> dict[str, object]:
     }
 
 
-def membership(
-    pool: Pool, weights: Sequence[float] | None = None, rates: Mapping[str, float] = RATES, works: np.ndarray | slice = slice(None)
-) -> dict[str, object]:
-    """Attack every model, the other pairs being the shadow models, on all works or some; the losses' mean has these weights."""
-    once = pool.once
-    included, losses, groups = pool.plan.included[once][:, works], pool.losses[once][:, works].astype(np.float64), pool.pairs[once]
-    pairs = len(once) // 2
-    mean = pool.loss(weights)[once][:, works]
-    logs = np.log(losses)
-    attacks = {f"loss {name}": -losses[:, :, place] for place, name in enumerate(pool.names)}
-    attacks |= {
-        "loss": -mean,
-        "likelihood ratio of the loss": likelihood_ratio(np.log(mean), included, groups),
-        "likelihood ratio": likelihood_ratio(logs, included, groups),
-        "likelihood ratio of the loss, a work's own variance": likelihood_ratio(np.log(mean), included, groups, variance="work"),
-        "likelihood ratio, a work's own variance": likelihood_ratio(logs, included, groups, variance="work"),
-    }
-    result: dict[str, object] = {
-        "models": len(once),
-        "works": included.shape[1],
-        "mean_loss": {
-            name: {
-                "members": round(float(losses[:, :, place][included].mean()), 5),
-                "others": round(float(losses[:, :, place][~included].mean()), 5),
-                "gap_over_others": relative_gap(losses[:, :, place], included, groups),
-            }
-            for place, name in enumerate(pool.names)
-        },
-    }
-
-    def measured(scores: np.ndarray, truth: np.ndarray) -> dict[str, Figure]:
-        roc = Roc(scores, truth)
-
-        def interval(statistic: str, *rate: float) -> Figure:
-            def drawn(chosen: np.ndarray) -> float:
-                return getattr(roc, statistic)(*rate, np.bincount(chosen, minlength=pairs)[groups][:, None])
-
-            return figure(getattr(roc, statistic)(*rate), bootstrap(np.arange(pairs), drawn, seed=SEED, draws=DRAWS), *(rate or (0.5,)))
-
-        return {"auc": interval("auc"), **{name: interval("tpr", rate) for name, rate in rates.items()}}
-
-    control = {"control: the likelihood ratio against another pair's subset": measured(attacks["likelihood ratio"], np.roll(included, 2, axis=0))}
-    return result | {"attacks": {name: measured(scores, included) for name, scores in attacks.items()} | control}
-
-
-def relative_gap(losses: np.ndarray, included: np.ndarray, groups: np.ndarray) -> Figure:
-    """Return by how much members' mean loss is below the others'."""
-
-    def gap(pairs: np.ndarray) -> float:
-        rows = np.concatenate([np.flatnonzero(groups == pair) for pair in pairs])
-        return 1 - float(losses[rows][included[rows]].mean() / losses[rows][~included[rows]].mean())
-
-    pairs = np.unique(groups)
-    return figure(gap(pairs), bootstrap(pairs, gap, seed=SEED, draws=DRAWS), 0.0)
-
-
 def attribution(pool: Pool) -> dict[str, object]:
     """Score attributions on the second half of the pairs, beside the ceiling that seeds set: over all models, and over those without the query."""
     weights = digits.DigitsSettings().widths
@@ -200,11 +135,12 @@ def scores(sums: dict[str, np.ndarray], measured: np.ndarray, seeds: np.ndarray,
     """Return the ceiling of a set of models and the mean score of every attribution's sums under it."""
     between = float(agreement(seeds).mean())
     ends = jackknife(seeds, lambda left: float(agreement(left).mean()), repeat_pairs.tolist())
-    top = ceiling(between)
+    sizes = {"subsets": len(seeds), "scored": len(measured)}
+    top = ceiling(between, **sizes)
     result: dict[str, object] = {
         "models": len(measured),
         "seed_to_seed": figure(between, ends, 0.0, subsets=len(seeds), seeds=seeds.shape[1]),
-        "ceiling": figure(top, (ceiling(ends[0]), ceiling(ends[1]))),
+        "ceiling": figure(top, (ceiling(ends[0], **sizes), ceiling(ends[1], **sizes))),
     }
     for label, each in sums.items():
         both = np.stack([each, measured], 1)
@@ -226,7 +162,9 @@ def main() -> None:
         print(f"{done} of {total} models, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
     plan = digits.plan_pool(SUBSETS, seed=SEED, repeated=REPEATED, repeats=REPEATS)
-    file = digits.fill_pool(options.folder, plan, processes=options.processes, progress=progress).write(HERE / "digits-pool.parquet")
+    file = HERE / "digits-pool.parquet"
+    if not file.exists() or Pool.read(file).plan.digest != plan.digest:
+        digits.fill_pool(options.folder, plan, processes=options.processes, progress=progress).write(file)
     pool = Pool.read(file)  # all figures are of what is kept
     result = {
         "plan": {"digest": plan.digest, "models": len(plan), "subsets": SUBSETS, "repeated": REPEATED, "repeats": REPEATS, **plan.about},

@@ -1,13 +1,13 @@
 """Trainings of emoji32 on random halves of the works, and the loss of every work under each: what membership and attribution are measured against.
 
-    python benchmarks/emoji32.py FOLDER [--subsets 24] [--repeated 4] [--repeats 2] [--steps N] [--processes 1]
-        [--device cpu] [--look]
+    python benchmarks/emoji32.py FOLDER [--processes 1] [--device cpu] [--look] [--models 24] [--steps N] [--out benchmarks]
 
 One model a file in FOLDER; killed, the same command goes on within a training, from its last checkpoint. When all are there, the table is written to
-`benchmarks/emoji32-pool.parquet`, and what it shows by itself to `benchmarks/emoji32.json`.
+`emoji32-pool.parquet` in the folder that `--out` names, and what it shows by itself to `emoji32.json`.
 
 Halves are drawn from all works of the core, of every split, repeated works with their copies: steps are matched to the exposures of the half. Losses
-are those of the averaged weights, in fp32, under each work's first caption, at timesteps and noises that are the same for all models.
+are those of the averaged weights, in fp32, under each work's first caption, at timesteps and noises that are the same for all models. Autoencoder and
+text encoder are those of emoji64 in every model, and were trained on its members.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 import assay
-from assay.denoiser import Denoiser, to_pictures
+from assay.benches import pools
+from assay.denoiser import Denoiser, tensor_digest, to_pictures
 from assay.noise import derive, normal
+from assay.record import digest_of
 from assay.reports.pictures import grid
 from assay.training.pool import Plan, Pool, fill, gather
 from assay.training.precision import native
@@ -36,7 +37,6 @@ from assay.training.recipe import Recipe, untrained
 from assay.training.selection import shown
 from assay.training.unet import UNetSettings
 from assay.training.world import EMOJI32, SIDE32
-from digits import membership
 
 HERE = Path(__file__).parent
 SEED = 20261124
@@ -99,33 +99,6 @@ def picture(denoiser: Denoiser, path: Path) -> None:
     grid([made[row * 4 : row * 4 + 4] for row in range(len(titles))], titles, styles, scale=3).save(path)
 
 
-def summary(pool: Pool, works: assay.Works) -> dict[str, Any]:
-    """Say how far the losses of works in a model and out of it lie apart, by copies an epoch, and how often the lower half of models had the work.
-
-    Then every model is attacked, the other pairs being its shadow models: works that are shown once an epoch apart from those repeated.
-    """
-    loss, included = pool.loss()[pool.once], pool.plan.included[pool.once]
-    ours, out = (np.where(side, loss, np.nan) for side in (included, ~included))
-    gap = np.nanmean(out, 0) - np.nanmean(ours, 0)
-    lower = loss < np.median(loss, 0, keepdims=True)
-    right = (lower == included).mean(0)
-    copies = np.maximum(1, np.array(works.column("copies")))
-    rows = {}
-    for count in sorted(set(copies.tolist())):
-        of = copies == count
-        rows[str(count)] = {
-            "works": int(of.sum()),
-            "gap": float(gap[of].mean()),
-            "gap/loss": float((gap[of] / loss.mean(0)[of]).mean()),
-            "right": float(right[of].mean()),
-        }
-    attacked = {
-        name: membership(pool, rates={"tpr_at_1%": 0.01}, works=np.flatnonzero(of))
-        for name, of in (("works shown once", copies == 1), ("works repeated", copies > 1))
-    }
-    return {"plan": pool.plan.digest, "about": pool.plan.about, "models": len(pool.plan), "by_copies": rows, "membership": attacked}
-
-
 def trained(folder: Path, seeds: np.ndarray, settings: UNetSettings, options: argparse.Namespace, index: int, included: np.ndarray) -> np.ndarray:
     """Train a model on some of the works and return the losses of all under it: float32, (works, bands)."""
     torch.set_flush_denormal(True)
@@ -133,14 +106,14 @@ def trained(folder: Path, seeds: np.ndarray, settings: UNetSettings, options: ar
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.processes))
     works = assay.builtin_works()
     denoiser = untrained(assay.load("emoji64", device=options.device), settings, side=SIDE32, name="emoji32")
-    table, training = half(works, included), folder.with_name(f"{folder.name}-trainings") / f"{index:05d}"
+    table, training = half(works, included), folder.with_name(f"{folder.name}-trainings") / f"{index:05d}-{settings.precision}"
     share = sum(shown(table).column("copies")) / sum(shown(works).column("copies"))
     recipe = Recipe(SEED, settings, table.digest, 0).lasting(round(settings.schedule.steps * share))
     denoiser.pipeline.unet, _ = recipe.retrain(denoiser, table, seed=int(seeds[index]), folder=training, progress=log(training, index))
     if options.look:
         picture(denoiser, training.with_suffix(".png"))
     found = losses(denoiser, works)
-    shutil.rmtree(training)
+    shutil.rmtree(training, ignore_errors=True)
     return found
 
 
@@ -148,23 +121,25 @@ def main() -> None:
     """Fill the pool, and write the table when it is full."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--subsets", type=int, default=24)
-    parser.add_argument("--repeated", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--models", type=int, default=24, help="an even number, 12 at least: a work's own variance is of five models a side")
     parser.add_argument("--steps", type=int, default=EMOJI32.schedule.steps, help="of a training on all that the base is shown")
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side, with as many threads each as are left")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--look", action="store_true", help="leave a picture of every model beside its losses")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the table goes")
     options = parser.parse_args()
+    if options.models < 12:
+        parser.error(f"{options.models} models are too few: 12 are needed.")
     works, settings = assay.builtin_works(), replace(EMOJI32, schedule=replace(EMOJI32.schedule, steps=options.steps))
     shape = {name: value for name, value in asdict(settings).items() if name != "precision"}  # is the machine's: one may go on where another stopped
-    about = {"works": works.digest, "unet": shape, "bands": BANDS, "draws": DRAWS, "seed": SEED}
-    plan = Plan.draw(options.subsets, len(works), seed=SEED, repeated=options.repeated, repeats=options.repeats, about=about)
+    shared = {name: tensor_digest(weight) for name, weight in assay.load("emoji64").weights().items() if not name.startswith("unet.")}
+    about = {"works": works.digest, "shared": digest_of(shared), "unet": shape, "bands": BANDS, "draws": DRAWS, "seed": SEED}
+    plan = Plan.draw(options.models, len(works), seed=SEED, about=about)
     worker = partial(trained, options.folder, plan.seeds, replace(settings, precision=native(options.device)), options)
     fill(options.folder, plan, worker, processes=options.processes, progress=lambda done, of: print(f"{done} of {of} models", file=sys.stderr))
-    pool = gather(options.folder, plan, BANDS)
-    pool.write(HERE / "emoji32-pool.parquet")
-    (HERE / "emoji32.json").write_text(json.dumps(summary(pool, works), indent=1) + "\n")
+    file = gather(options.folder, plan, BANDS).write(options.out / "emoji32-pool.parquet")
+    figures = pools.emoji32(Pool.read(file), works)  # of what is kept
+    (options.out / "emoji32.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from matplotlib.figure import Figure as Plot
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
+from assay.benches.pools import RATES
 from assay.evaluation.intervals import bootstrap, wilson
 from assay.evaluation.kid import mmd2
 from assay.evaluation.membership import Roc, likelihood_ratio
@@ -98,7 +99,11 @@ def train(folder: Path, name: str, model: int) -> None:
 
 
 def rates(scores: np.ndarray, members: np.ndarray) -> dict[str, object]:
-    """Return AUC and true-positive rates pooled over models (models, works), with intervals over works; a work's models stay together."""
+    """Return AUC and true-positive rates pooled over models (models, works), with intervals over works; a work's models stay together.
+
+    The models are too few to be drawn anew: how another draw of models would do is not in the intervals. A rate that allows less than one false
+    alarm is left out.
+    """
     roc = Roc(scores, members)
 
     def figure(statistic: str, *rate: float) -> dict[str, float]:
@@ -109,7 +114,8 @@ def rates(scores: np.ndarray, members: np.ndarray) -> dict[str, object]:
         value = getattr(roc, statistic)(*rate)
         return {"value": round(value, 4), "low": round(low, 4), "high": round(high, 4), "chance": rate[0] if rate else 0.5}
 
-    return {"auc": figure("auc"), "tpr_at_1%": figure("tpr", 0.01), "tpr_at_0.1%": figure("tpr", 0.001)}
+    allowed = {name: rate for name, rate in RATES.items() if rate * (~members).sum() >= 1}
+    return {"auc": figure("auc"), **{name: figure("tpr", rate) for name, rate in allowed.items()}}
 
 
 def conclude(name: str, models: list[dict]) -> dict[str, object]:

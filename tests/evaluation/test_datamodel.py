@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import spearmanr
 
 from assay.errors import Misconfigured
-from assay.evaluation.datamodel import agreement, ceiling, fit, lds, predicted, spearman, unseen
+from assay.evaluation.datamodel import agreement, ceiling, fit, lds, predicted, ranked, spearman, unseen
 from assay.noise import numpy_generator
 from assay.training.pool import halves
 
@@ -101,6 +101,15 @@ def test_the_ceiling_is_the_score_of_the_expectation(share, seeds):
     assert between == pytest.approx(6 / np.pi * np.arcsin(share / 2), abs=0.02)
     score = spearman(signal[:, 0], outputs[:, :seeds].mean(1)).mean()
     assert ceiling(between, seeds) == pytest.approx(score, abs=0.04)
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_ranks_of_few_draws_agree_less(n):
+    """Against draws: the mean of 40,000 rank correlations of n pairs of Gaussians, which deviates by at most 1 / sqrt(40,000 (n - 1)) = 0.003."""
+    x, y = np.moveaxis(numpy_generator(n, "ranked").multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], size=(n, 40_000)), 2, 0)
+    assert ranked(0.6, n) == pytest.approx(spearman(x, y).mean(), abs=0.012)
+    assert ranked(0.6, 10**9) == pytest.approx(ranked(0.6))
+    assert ceiling(ranked(0.6, n), 3, subsets=n, scored=n) == pytest.approx(ranked(np.sqrt(1.8 / 2.2), n))
 
 
 @given(st.floats(-1, 1), st.integers(1, 10))

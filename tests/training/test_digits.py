@@ -54,6 +54,16 @@ def test_a_training_is_its_seed_and_subset(short):
     assert weights(train(~HALF, seed=1, settings=SHORT)) != weights(short)
 
 
+def test_a_checkpoint_is_of_one_training_alone(tmp_path):
+    """Another subset or seed does not go on from it; the same training does, to the same weights."""
+    included = np.arange(len(works())) % 2 == 0
+    made = train(included, seed=1, settings=SHORT, folder=tmp_path)
+    for other, seed in ((~included, 1), (included, 2)):
+        with pytest.raises(Mismatch, match="another training"):
+            train(other, seed=seed, settings=SHORT, folder=tmp_path)
+    assert train(included, seed=1, settings=SHORT, folder=tmp_path).digest == made.digest
+
+
 def test_what_makes_no_training_set():
     for included in (np.zeros(1797, bool), np.ones(5, bool)):
         with pytest.raises(Misconfigured, match="no training set"):

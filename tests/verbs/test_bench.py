@@ -55,15 +55,16 @@ def test_chapters_of_figures_name_them(tmp_path):
 def test_the_chapter_of_emoji32_tables_attacks_by_how_often_works_were_shown(tmp_path):
     """A table for works shown once and one for those repeated, with the rates that the file has: 0.1 % is not asked of so few models."""
     rates = {name: {"value": 0.25, "low": 0.2, "high": 0.3, "chance": 0.01} for name in ("auc", "tpr_at_1%")}
-    found = {"models": 8, "attacks": {"loss": rates, "likelihood ratio": rates}}
-    copies = {"1": {"works": 5, "gap": 0.01, "gap/loss": 0.1, "right": 0.75}}
-    figures = {"models": 10, "by_copies": copies, "membership": {"works shown once": found, "works repeated": found}}
+    found = {"models": 8, "attacks": {"loss": rates, "likelihood ratio": rates, world.STRONGEST: rates}}
+    copies = {"1": {"works": 5, **{name: {"value": 0.75, "low": 0.7, "high": 0.8, "chance": 0.5} for name in ("gap", "of_loss", "right")}}}
+    figures = {"models": 10, "with_near_duplicates": 3, "by_copies": copies, "membership": {"works shown once": found, "works repeated": found}}
     (tmp_path / "emoji32.json").write_text(json.dumps(figures))
     assay.bench("world", results=tmp_path, chapter=["emoji32"], out=tmp_path / "out")
     record = Record.load(tmp_path / "out/emoji32")
     assert (record.metric("right.k1").value, record.metric("membership.works_repeated.likelihood_ratio.auc").n) == (0.75, 8)
     assert [table.columns for table in record.tables[1:]] == [["attack", "AUC", "TPR at 1 %"]] * 2
-    assert record.tables[1].rows[0] == ["loss", "0.250 (0.200 to 0.300)", "0.250 (0.200 to 0.300)"]
+    assert record.tables[1].rows[0] == ["loss", "0.250 (0.200 to 0.300)", "0.2500 (0.2000 to 0.3000)"]
+    assert "75.0% of the time (70.0% to 80.0%, chance 50 %)" in record.findings[0]
 
 
 def test_the_chapter_of_references_holds_families_against_the_rule(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.benches import gan, references
+from assay.benches.pools import ONCE, REPEATED, STRONGEST
 from assay.errors import BadInput, Missing
 from assay.record import Metric, Picture, Record, Table, sha256_file, versions
 
@@ -102,16 +103,13 @@ def _metrics(figures: Mapping[str, Any], better: Any, prefix: str = "", n: int |
             yield from _metrics(value, better, f"{prefix}{name}.", n)
 
 
-STRONGEST = "likelihood ratio of the loss, a work's own variance"
-
-
 def _digits(figures: Figures) -> Record:
     membership, attribution = figures["membership"], figures["attribution"]
     scored = []
     for where in ("all models", "models that did not see the query"):
         for name, row in attribution[where].items():
             if isinstance(row, Mapping):
-                scored.append([where, name, f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"])
+                scored.append([where, name, _between(row)])
     best, plain = membership["attacks"][STRONGEST], membership["attacks"]["loss"]
     unseen = attribution["models that did not see the query"]
     return Record(
@@ -124,10 +122,10 @@ def _digits(figures: Figures) -> Record:
             *_metrics(unseen, "higher", "attribution.unseen.", unseen["models"]),
         ],
         findings=[
-            f"Of members, the likelihood ratio finds {best['tpr_at_0.1%']['value']:.1%} at one false accusation in 1,000, "
-            f"the plain loss {plain['tpr_at_0.1%']['value']:.1%} (chance 0.1 %).",
+            f"Of members, the likelihood ratio with a work's own variance, the best of five attacks, finds {best['tpr_at_0.1%']['value']:.1%} at one "
+            f"false accusation in 1,000, the plain loss {plain['tpr_at_0.1%']['value']:.1%} (chance 0.1 %).",
             f"Two seeds agree on how subsets rank with {unseen['seed_to_seed']['value']:.2f}, so that no prediction of an unseen digit's loss can "
-            f"score above {unseen['ceiling']['value']:.2f}; a datamodel fitted to half of the trainings scores "
+            f"be expected to score above {_between(unseen['ceiling'], 2)}; a datamodel fitted to half of the trainings scores "
             f"{unseen['datamodel']['value']:.2f}, pixel similarity {unseen['pixel similarity']['value']:.2f}.",
         ],
         tables=[
@@ -137,6 +135,7 @@ def _digits(figures: Figures) -> Record:
         shows_not=[
             "That a large model leaks as much: these models are trained about a hundred times through 900 digits, so that members show.",
             "Anything about works that come in many copies or versions: every digit is in the table once.",
+            "How attributions would do on other queries: intervals of scores of ranks are over models alone.",
         ],
     )
 
@@ -145,10 +144,7 @@ def _attacks(title: str, attacks: Figures) -> Table:
     """Table attacks on membership: a row an attack, a column a rate."""
     names = {"auc": "AUC", "tpr_at_1%": "TPR at 1 %", "tpr_at_0.1%": "TPR at 0.1 %"}
     shown = [name for name in names if all(name in row for row in attacks.values())]
-    rows = [
-        [attack, *(f"{row[name]['value']:.3f} ({row[name]['low']:.3f} to {row[name]['high']:.3f})" for name in shown)]
-        for attack, row in attacks.items()
-    ]
+    rows = [[attack, *(_between(row[name], 3 if name == "auc" else 4) for name in shown)] for attack, row in attacks.items()]
     return Table(title=title, columns=["attack", *(names[name] for name in shown)], rows=rows)
 
 
@@ -200,21 +196,30 @@ def _duplicates(figures: Figures) -> Record:
     )
 
 
+def _between(row: Figures, digits: int = 3) -> str:
+    """Write a figure with its interval."""
+    return f"{row['value']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
+
+
 def _emoji32(figures: Figures) -> Record:
     rows = [
-        [copies, row["works"], f"{row['gap']:.4f}", f"{row['gap/loss']:.1%}", f"{row['right']:.1%}"] for copies, row in figures["by_copies"].items()
+        [copies, row["works"], _between(row["gap"], 4), *(f"{row[name]['value']:.1%}" for name in ("of_loss", "right"))]
+        for copies, row in figures["by_copies"].items()
     ]
+    found, once = figures["membership"], figures["by_copies"]["1"]["right"]
+    plain, best = ({which: each["attacks"][attack]["auc"] for which, each in found.items()} for attack in ("loss", STRONGEST))
     return Record(
         command="bench",
         question=QUESTIONS["emoji32"],
         metrics=[
-            Metric(name=f"right.k{copies}", value=row["right"], n=row["works"], chance=0.5, better="higher")
+            metric
             for copies, row in figures["by_copies"].items()
+            for metric in _metrics({f"right.k{copies}": row["right"]}, "higher", n=row["works"])
         ]
         + [
             metric
-            for which, found in figures["membership"].items()
-            for metric in _metrics(found["attacks"], "higher", f"membership.{which.replace(' ', '_')}.", found["models"])
+            for which, each in found.items()
+            for metric in _metrics(each["attacks"], "higher", f"membership.{which.replace(' ', '_')}.", each["models"])
         ],
         tables=[
             Table(
@@ -222,13 +227,22 @@ def _emoji32(figures: Figures) -> Record:
                 columns=["copies", "works", "loss out - in", "of the loss", "in the lower half when in"],
                 rows=rows,
             ),
+            *(_attacks(f"Membership of {which}: attacks on every model, the others as shadows", each["attacks"]) for which, each in found.items()),
+        ],
+        findings=[
+            f"Of {figures['models']} trainings, works shown once an epoch have their loss in the lower half where they were seen "
+            f"{once['value']:.1%} of the time ({once['low']:.1%} to {once['high']:.1%}, chance 50 %).",
             *(
-                _attacks(f"Membership of {which}: attacks on every model, the others as shadows", found["attacks"])
-                for which, found in figures["membership"].items()
+                f"Members among {which} are told with AUC {_between(plain[which], 2)} by the plain loss, and {_between(best[which], 2)} by the"
+                " likelihood ratio with a work's own variance (chance 0.5)."
+                for which in (ONCE, REPEATED)
             ),
         ],
-        findings=[f"{figures['models']} trainings; the table is `emoji32-pool.parquet`."],
-        shows_not=["How well an attack would do that has no other models of the same works to compare with: the plain loss alone is such a one."],
+        shows_not=[
+            "How well an attack would do that has no other models of the same works to compare with: the plain loss alone is such a one.",
+            "What the whole model remembers: autoencoder and text encoder are the same in all trainings and have seen four fifths of the works.",
+            f"Anything of {figures['with_near_duplicates']} works with near-duplicates: their twins are in the other half every second time.",
+        ],
     )
 
 

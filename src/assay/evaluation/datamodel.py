@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import rankdata
 
 from assay.errors import Misconfigured
@@ -120,16 +121,24 @@ def agreement(outputs: np.ndarray) -> np.ndarray:
     return np.mean([spearman(outputs[:, one], outputs[:, other]) for one, other in pairs], axis=0)
 
 
-def ceiling(between_seeds: float, seeds: int = 1) -> float:
+def ceiling(between_seeds: float, seeds: int = 1, *, subsets: int | None = None, scored: int | None = None) -> float:
     """Return the linear datamodeling score that a perfect prediction of the expected output would have.
 
     Outputs are the expectation over seeds plus what the seed adds. The correlation of two seeds is the share r of variance that is not the seed's; of
     the mean of s seeds it is s r / (1 + (s - 1) r) (Spearman 1910, Brown 1910); and the expectation correlates with it by the square root. Ranks are
-    turned into correlations and back as for Gaussians, rho = 6 / pi asin(r / 2) (Pearson 1907).
+    turned into correlations and back as for Gaussians, see `ranked`.
 
     Args:
         between_seeds: mean rank correlation of two seeds' outputs, from `agreement`; a mean over queries makes it the ceiling of a typical query.
         seeds: over which the measured outputs are averaged.
+        subsets: how many the agreement was measured on; many if None.
+        scored: models that predictions are scored on; many if None.
     """
-    r = max(0.0, 2 * np.sin(np.pi * between_seeds / 6))
-    return float(6 / np.pi * np.arcsin(np.sqrt(seeds * r / (1 + (seeds - 1) * r)) / 2))
+    r = 0.0 if between_seeds <= 0 else 1.0 if between_seeds >= 1 else float(brentq(lambda r: ranked(r, subsets) - between_seeds, 0.0, 1.0))
+    return ranked(float(np.sqrt(seeds * r / (1 + (seeds - 1) * r))), scored)
+
+
+def ranked(correlation: float, n: int | None = None) -> float:
+    """Return the expected rank correlation of n draws of two Gaussians (Moran 1948, Biometrika 35:203); of many if None (Pearson 1907)."""
+    half = float(np.arcsin(correlation / 2))
+    return 6 / np.pi * (half if n is None else (float(np.arcsin(correlation)) + (n - 2) * half) / (n + 1))

@@ -66,6 +66,45 @@ def bootstrap(
     return float(low), float(high)
 
 
+def crossed(
+    statistic: Callable[[np.ndarray], float],
+    rows: Sequence[object] | np.ndarray,
+    columns: Sequence[object] | np.ndarray,
+    *,
+    level: float = 0.95,
+    seed: int,
+    draws: int = 2000,
+) -> Interval:
+    """Return the percentile interval of a statistic of a table whose rows and columns are both samples, such as models and works.
+
+    The pigeonhole bootstrap (Owen 2007, Ann. Appl. Stat. 1:386): rows and columns are drawn anew, independently of each other. Its variance is that
+    from rows and that from columns, and counts what is neither's more than once: it errs to the wide side.
+
+    Args:
+        statistic: how often each cell was drawn, (rows, columns), in, a number out.
+        rows: what each row belongs to; whole clusters are drawn.
+        columns: likewise.
+        level: of the interval.
+        seed: of the draws.
+        draws: how many.
+
+    Raises:
+        Misconfigured: rows or columns are of fewer than two clusters, or the level is not between 0 and 1.
+    """
+    _check(0, 0, level)
+    labels = [np.unique(np.asarray(each), return_inverse=True)[1] for each in (rows, columns)]
+    sizes = [int(each.max(initial=-1)) + 1 for each in labels]
+    if min(sizes) < 2:
+        raise Misconfigured(f"A table of {sizes[0]} by {sizes[1]} clusters cannot be drawn anew.", "Observe two or more of each.")
+    rng = numpy_generator(seed, "crossed")
+    found = np.empty(draws)
+    for draw in range(draws):
+        down, across = (np.bincount(rng.integers(size, size=size), minlength=size)[each] for size, each in zip(sizes, labels, strict=True))
+        found[draw] = statistic(down[:, None] * across)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def jackknife(
     values: np.ndarray, statistic: Callable[[np.ndarray], float], clusters: Sequence[object] | None = None, *, level: float = 0.95
 ) -> Interval:

@@ -130,21 +130,18 @@ def train(
 
     Raises:
         Misconfigured: `included` does not fit the works, or leaves none.
+        Mismatch: the checkpoint is of another training.
     """
-    if included.shape != (len(works()),) or not included.any():
-        raise Misconfigured(f"{np.count_nonzero(included)} of {len(included)} works make no training set.", f"Choose among {len(works())} works.")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(seed, "unet"))
-        network = DigitsNetwork(width=settings.width, layers=settings.layers)
-    denoiser = Denoiser(pipeline(network), name="digits")
+    rows, denoiser = chosen(included), untrained(seed=seed, settings=settings)
     texts = ["", *map(str, range(10))]
-    rows = np.flatnonzero(included)
     epoch = [(index, [texts.index(works().column("title")[row])]) for index, row in enumerate(rows.tolist())]
     how = UNetSettings(gamma=0.0, empty=settings.empty, schedule=settings.schedule)
     scheduler: Any = DDPMScheduler.from_config(denoiser.pipeline.scheduler.config)
     states = denoiser.conditioning(texts).states
     unet: Any = denoiser.unet
-    train_unet(unet, denoiser.latents(pixels()[rows]), states, epoch, how, scheduler, seed=seed, folder=folder, progress=progress).use_average()
+    about = digest_of([asdict(settings), works().digest, rows.tolist(), seed])
+    given: dict[str, Any] = {"seed": seed, "folder": folder, "plan": about, "progress": progress}
+    train_unet(unet, denoiser.latents(pixels()[rows]), states, epoch, how, scheduler, **given).use_average()
     return denoiser
 
 
