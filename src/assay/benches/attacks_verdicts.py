@@ -10,7 +10,7 @@ import numpy as np
 from assay.benches import erasure
 from assay.benches.attacks import Cell, Results
 from assay.benches.erasure import BASE, REFERENCE, Share
-from assay.benches.erasure_chapters import judged, shares
+from assay.benches.erasure_bars import judged, shares
 from assay.benches.verdicts import COST, NEAR, ROUNDING, like_retraining
 from assay.evaluation.ranks import Correlation, rank_correlation
 

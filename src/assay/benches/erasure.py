@@ -113,7 +113,9 @@ ATTACKED = ("twemoji", "noto", "cats", "clocks")
 SEED = 0
 """Of the whole bench; with others what is attacked is erased, drawn and judged again, on other prompts."""
 COMBINATIONS = ("adv_unlearn+uce",)
-"""Rows of several erasers, on what is attacked: an encoder trained against attacks, on top of weights rewritten in closed form."""
+"""Rows of several erasers, each made on the base, on what is attacked: an encoder trained against attacks beside weights rewritten in closed form."""
+BALANCING = ("fair_diffusion", "uce_debias")
+"""Rows that give a concept and its anchor equal shares; erasers in form, and not counted among them."""
 
 
 def canaries(works: Works, styles: Sequence[str] = ("openmoji", "twemoji")) -> list[Subject]:

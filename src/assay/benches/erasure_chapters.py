@@ -10,13 +10,14 @@ Distances are KID between images of the same prompts and seeds (`evaluation/kid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import t as student
 
 from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Beside, Cell, Results, Share
-from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, comparable, like_retraining, mean_ranks, normalised
+from assay.benches.erasure_bars import agreed, bars, erased, held, judged, over_seeds, share, shares, speaks, together
+from assay.benches.verdicts import COST, NEAR, ROUNDING, comparable, fall, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
 from assay.evaluation.intervals import wilson
 from assay.record import Metric, Record, Table, versions
@@ -28,26 +29,17 @@ SHOWS_NOT = [
     "how far an erasure reaches where nothing told it to stop, only the rest of everything else shows.",
     "Seconds with a `*` are those of the last sitting of several, and so are passes and memory beside them.",
     "The composition has fewer prompts than images, and so may its things: each is drawn with several seeds, and intervals are over images.",
+    "How far a work's pictures are from those of a model that never saw it is not shown: they are of one prompt, and A' and the base, which both "
+    "draw the work, are much nearer to each other than two models that do not know it can be asked to be.",
+    "Of families and styles too, the floor is between two models that learned the concept; two that did not may be farther apart. Floor and ceiling "
+    "are taken as exact: intervals of distances leave their own error out.",
+    "SLD moves nothing where the prompt is the concept's own words: it pushes away from what the prompt already is.",
     "Intervals are over images of one seed: two erasures that differ in it alone may differ by more. What has several seeds has a table of its own.",
     "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
     "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
     "A canary's copies are told by a threshold that flags 2 % of works never trained on; a faint copy may be missed.",
     "The reference for families, weapons and canaries is one model that saw none of them.",
 ]
-
-
-def shares(about: About, cell: Cell) -> Shares | None:
-    """Return what is left of the target and of everything else; None where the cell failed."""
-    if cell.failed:
-        return None
-    style = cell.shares.get("rest.style")
-    target, rest = (_share(about, cell, part).value for part in ("target", "rest"))
-    return Shares(target, rest, None if style is None else style.value)
-
-
-def judged(about: About, cell: Cell) -> bool:
-    """Whether the judge can name anything that was asked for, of the target and of everything else; where it cannot, shares are of nothing."""
-    return not cell.failed and all(_share(about, cell, part).n for part in ("target", "rest"))
 
 
 def unjudged(about: About, cells: dict[str, Cell]) -> bool:
@@ -60,21 +52,17 @@ def parts_of(about: About) -> dict[str, str]:
     return PARTS | {thing: f"{thing}, apart" for thing in about.things}
 
 
-def _share(about: About, cell: Cell, part: str) -> Share:
-    return cell.shares.get(f"{part}.{about.heads[part]}", Share(hits=0, n=0))
-
-
-def _said(share: Share) -> str:
-    if not share.n:
+def _said(seen: Share) -> str:
+    if not seen.n:
         return "none"
-    low, high = wilson(share.hits, share.n)
-    return f"{share.value:.0%} ({low:.0%} to {high:.0%})"
+    low, high = wilson(seen.hits, seen.n)
+    return f"{seen.value:.0%} ({low:.0%} to {high:.0%})"
 
 
 def _relative(about: About, cell: Cell, key: str) -> tuple[float | None, float | None, float | None]:
-    """Return a normalised distance with its interval."""
+    """Return a normalised distance with its interval; none to the reference for one work, where 0 and 1 would mean nothing (`SHOWS_NOT`)."""
     scale, distance = about.scale.get(key, {}), cell.kid.get(key)
-    if distance is None:
+    if distance is None or (about.kind == "work" and key.startswith("reference.")):
         return None, None, None
     value, low, high = (normalised(end, scale.get("floor"), scale.get("ceiling")) for end in (distance.value, distance.low, distance.high))
     return value, low, high
@@ -107,11 +95,11 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
     for row, cell in cells.items():
         distances = {key: _relative(about, cell, key) for key in cell.kid}
         for part in parts_of(about):
-            share = _share(about, cell, part)
-            low, high = wilson(share.hits, share.n)
+            seen = share(about, cell, part)
+            low, high = wilson(seen.hits, seen.n)
             better = "lower" if part == "target" else "higher"
-            chance = share.chance if part == "target" or about.heads[part] == "five" else None
-            shown = {"value": share.value if share.n else None, "low": low, "high": high, "n": share.n, "chance": chance}
+            chance = seen.chance if part == "target" or about.heads[part] == "five" else None
+            shown = {"value": seen.value if seen.n else None, "low": low, "high": high, "n": seen.n, "chance": chance}
             metrics.append(Metric(name=f"{row}.{part}".replace(" ", "_"), better=better, judge=judge, **shown))
         for key, (value, low, high) in distances.items():
             metrics.append(Metric(name=f"{row}.kid.{key}", value=value, low=low, high=high, n=cell.kid[key].n, better="lower"))
@@ -129,11 +117,11 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
                 f"{cell.sampling:.2g}",
             ]
         parts = list(parts_of(about))
-        said = [cell.failed, *[""] * (len(parts) - 1)] if cell.failed else [_said(_share(about, cell, part)) for part in parts]
+        said = [cell.failed, *[""] * (len(parts) - 1)] if cell.failed else [_said(share(about, cell, part)) for part in parts]
         rows.append([row, *said, *("" if value is None else f"{value:.2f}" for value in near), *cost])
     heads = [f"{words}: {HEADS[about.heads[part]]}" for part, words in parts_of(about).items()]
     costs = ["seconds", "passes", "overhead", "peak MiB", "patch KiB", "passes an image and step"]
-    chance = next((share.chance for cell in cells.values() if (share := _share(about, cell, "target")).chance is not None), None)
+    chance = next((seen.chance for cell in cells.values() if (seen := share(about, cell, "target")).chance is not None), None)
     title = f"{about.name}: shares of images with 95 % intervals{'' if chance is None else f', chance of the target {chance:.1%}'}; distances; cost"
     return Record(
         command="bench",
@@ -143,7 +131,7 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
         seeds={"seed": results.seed},
         digests=results.digests,
         metrics=[metric for metric in metrics if metric.n],
-        findings=[*_found(about, cells), *agreed(over_seeds(results, repeats, about)), *why_empty(about, cells)],
+        findings=[*_found(about, cells), *agreed(over_seeds(results, repeats, about), 1 + len(repeats)), *why_empty(about, cells)],
         shows_not=SHOWS_NOT,
         tables=[
             Table(title=title, columns=["", *heads, "KID to the base", "KID to the reference", *costs], rows=rows),
@@ -151,27 +139,6 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
         ],
         versions=versions(),
     )
-
-
-def over_seeds(results: Results, repeats: Sequence[Results], about: About) -> dict[str, list[tuple[bool, bool]]]:
-    """Return the bars that each eraser meets, seed by seed, of those held against a retraining that speaks with more than one seed."""
-    met: dict[str, list[tuple[bool, bool]]] = {}
-    for cells in [results.of(about.name), *(results.repeated(other, about.name) for other in repeats)]:
-        verdict = _verdict(about, cells)
-        if verdict and _share(about, cells[BASE], "target").value - _share(about, cells[REFERENCE], "target").value >= LEAST - ROUNDING:
-            for row, bars in verdict.items():
-                met.setdefault(row, []).append(bars)
-    return {row: bars for row, bars in met.items() if len(bars) > 1}
-
-
-def agreed(met: Mapping[str, Sequence[tuple[bool, bool]]]) -> list[str]:
-    """Say which erasers meet both bars with every seed that they were held against retraining with, and which with some."""
-    if not met:
-        return []
-    held = {row: [all(bar) for bar in bars] for row, bars in met.items()}
-    always = ", ".join(row for row, seeds in held.items() if all(seeds)) or "none"
-    mixed = ", ".join(row for row, seeds in held.items() if any(seeds) and not all(seeds)) or "none"
-    return [f"Of {len(met)} erasers held against retraining with several seeds these meet both bars with each: {always}; with some: {mixed}."]
 
 
 def seeds_table(results: Results, repeats: Sequence[Results], about: About) -> list[Table]:
@@ -187,20 +154,20 @@ def seeds_table(results: Results, repeats: Sequence[Results], about: About) -> l
             continue
         line: list[str] = []
         for part in ("target", "rest"):
-            counted = [_share(about, cell, part) for cell in there.values() if not cell.failed]
-            hits = ["failed" if cell.failed else f"{(share := _share(about, cell, part)).hits}/{share.n}" for cell in there.values()]
-            line += [", ".join(hits), _mean([share for share in counted if share.n])]
+            counted = [share(about, cell, part) for cell in there.values() if not cell.failed]
+            hits = ["failed" if cell.failed else f"{(seen := share(about, cell, part)).hits}/{seen.n}" for cell in there.values()]
+            line += [", ".join(hits), _mean([seen for seen in counted if seen.n])]
         rows.append([name, ", ".join(map(str, there)), *line])
     columns = ["", "seeds", "target", "mean, 95 %", "everything else", "mean, 95 %"]
     return [Table(title=f"{about.name}: erased, drawn and judged again with other seeds", columns=columns, rows=rows)] if rows else []
 
 
-def _mean(shares: Sequence[Share]) -> str:
+def _mean(found: Sequence[Share]) -> str:
     """Return the mean of some shares and the wider of its two intervals; nothing of none."""
-    if not shares:
+    if not found:
         return ""
-    values = [share.value for share in shares]
-    low, high = wilson(sum(share.hits for share in shares), sum(share.n for share in shares))
+    values = [seen.value for seen in found]
+    low, high = wilson(sum(seen.hits for seen in found), sum(seen.n for seen in found))
     if len(values) > 1:
         half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
         low, high = max(0.0, min(low, np.mean(values) - half)), min(1.0, max(high, np.mean(values) + half))
@@ -211,19 +178,13 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
     failed = [f"{row} failed: {cell.failed}" for row, cell in cells.items() if cell.failed]
     if unjudged(about, cells):
         return [f"The judge cannot name what is asked for of `{about.name}` or of everything else, so nothing can be said of erasing it.", *failed]
-    erasers = {row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}
+    erasers = {row: shares(about, cell) for row, cell in erased(cells).items()}
     known = {row: found for row in MODELS if row in cells and (found := shares(about, cells[row]))}
     said = []
-    if verdict := _verdict(about, cells):
-        met = [method for method, bars in verdict.items() if all(bars)]
-        bar = f"leave at most {100 * NEAR:.0f} points more of the target than retraining and take at most {100 * COST:.0f} off everything else"
-        said.append(f"{len(met)} of {len(verdict)} erasers {bar}: {', '.join(met) or 'none'}.")
-        fall = known[BASE].target - known[REFERENCE].target
-        if fall < LEAST - ROUNDING:
-            said.append(f"Retraining itself takes only {fall:.0%} off the target: it hardly speaks for `{about.name}`.")
+    said += held(about, cells)
     if BASE in known:
-        share = _share(about, cells[BASE], "target")
-        if share.n and share.chance is not None and wilson(share.hits, share.n)[0] <= share.chance:
+        seen = share(about, cells[BASE], "target")
+        if seen.n and seen.chance is not None and wilson(seen.hits, seen.n)[0] <= seen.chance:
             said.insert(0, f"That the base itself shows `{about.name}` more often than chance is not certain, so this says little of erasing it.")
     measured = {method: found for method, found in erasers.items() if found is not None}
     if BASE in known and measured:
@@ -236,28 +197,28 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
 
 
 def _apart(about: About, cells: dict[str, Cell]) -> list[str]:
-    """Say which erasers of a composition take the pair and leave each of its things where it appears apart."""
-    rows = [row for row, cell in cells.items() if row not in MODELS and not cell.failed]
+    """Say which erasers of a composition take the pair and leave each of its things where it appears apart, and by how much those fall."""
+    rows = {row: cell for row, cell in erased(cells).items() if not cell.failed}
     if not about.things or BASE not in cells or not rows:
         return []
-    falls = {row: [_share(about, cells[BASE], thing).value - _share(about, cells[row], thing).value for thing in about.things] for row in rows}
+    base = shares(about, cells[BASE])
+    falls = {row: [share(about, cells[BASE], thing).value - share(about, cell, thing).value for thing in about.things] for row, cell in rows.items()}
     kept = [row for row in rows if max(falls[row]) <= COST + ROUNDING]
-    before = _share(about, cells[BASE], "target").value
-    gone = [row for row in kept if before and _share(about, cells[row], "target").value <= before / 2]
+    before = share(about, cells[BASE], "target").value
+    gone = [row for row in kept if before and share(about, cells[row], "target").value <= before / 2]
+    spared = [row for row in gone if base and (left := shares(about, cells[row])) and fall(base, left) <= COST + ROUNDING]
     said = (
         f"{len(kept)} of {len(rows)} erasers leave each of {' and '.join(f'`{thing}`' for thing in about.things)} within {COST:.0%} where it is alone"
     )
     if not before:
         return [f"{said}; the base never shows the pair, so nothing is to be taken out."]
-    return [f"{said}; {len(gone)} of them also halve the pair: {', '.join(gone) or 'none'}."]
-
-
-def _verdict(about: About, cells: dict[str, Cell]) -> dict[str, tuple[bool, bool]]:
-    """Hold the erasers of a concept against its reference; empty where there is none."""
-    known = [shares(about, cells[row]) if row in cells and judged(about, cells[row]) else None for row in (BASE, REFERENCE)]
-    if known[0] is None or known[1] is None:
-        return {}
-    return like_retraining({row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}, known[0], known[1])
+    each = "; ".join(
+        f"{row}, the pair from {before:.0%} to {_said(share(about, cells[row], 'target'))}, "
+        + ", ".join(f"`{thing}` by {100 * lost:.0f} points" for thing, lost in zip(about.things, falls[row], strict=True))
+        for row in gone
+    )
+    sparing = f" Everything else falls by at most {COST:.0%} too with {', '.join(spared) or 'none'}." if gone else ""
+    return [f"{said}; {len(gone)} of them also halve the pair{f' ({each})' if gone else ''}.{sparing}"]
 
 
 def moves(stored: Sequence[Beside]) -> tuple[list[str], list[Table]]:
@@ -292,12 +253,13 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
         cells = results.of(about.name)
         if unjudged(about, cells):
             continue
-        ranked[about.name] = {row: shares(about, cell) for row, cell in cells.items() if row not in MODELS}
-        if found := _verdict(about, cells):
-            base, reference = (_share(about, cells[row], "target").value for row in (BASE, REFERENCE))
-            both, near, spared = ([method for method, bars in found.items() if wanted(bars)] for wanted in (all, _first, _second))
-            shown = [f"{base:.0%}", f"{reference:.0%}", "yes" if base - reference >= LEAST - ROUNDING else "no", len(near), len(spared), len(both)]
-            counted.append([about.name, *shown, len(found), ", ".join(both)])
+        ranked[about.name] = {row: shares(about, cell) for row, cell in erased(cells).items()}
+        if found := bars(about, cells, erased(cells)):
+            base, reference = (share(about, cells[row], "target").value for row in (BASE, REFERENCE))
+            near, spared = (sum(met[bar] for met in found.values()) for bar in (0, 1))
+            both, several = ([row for row, met in each.items() if all(met)] for each in (found, bars(about, cells, together(cells))))
+            shown = [f"{base:.0%}", f"{reference:.0%}", "yes" if speaks(about, cells) else "no", near, spared, len(both)]
+            counted.append([about.name, *shown, len(found), ", ".join(both), ", ".join(several)])
     if counted:
         columns = [
             "concept",
@@ -309,6 +271,7 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
             "both",
             "of",
             "which",
+            "combinations",
         ]
         tables.append(Table(title="Erasers held against retraining", columns=columns, rows=counted))
     block = comparable(ranked)
@@ -364,11 +327,3 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
         tables=tables,
         versions=versions(),
     )
-
-
-def _first(bars: tuple[bool, bool]) -> bool:
-    return bars[0]
-
-
-def _second(bars: tuple[bool, bool]) -> bool:
-    return bars[1]

@@ -26,8 +26,8 @@ class Shares(NamedTuple):
     """Of images asked for the concept: those that show it."""
     rest: float
     """Of images asked for anything else: those that show what was asked."""
-    style: float | None = None
-    """Of the same images: those in the style that was asked for, where that is judged beside."""
+    other: float | None = None
+    """Of the same images, judged by the other of title and style, where that is judged beside."""
 
 
 class Rank(NamedTuple):
@@ -58,17 +58,17 @@ def like_retraining(
         cost: how far below the base everything else may fall.
 
     Returns:
-        Method -> (the target is at most `near` above the reference's, everything else, in thing and in style, at most `cost` below the base's).
+        Method -> (the target is at most `near` above the reference's, everything else, in title and in style, at most `cost` below the base's).
     """
-
-    def spared(shares: Shares) -> bool:
-        style = 0.0 if base.style is None or shares.style is None else base.style - shares.style
-        return max(base.rest - shares.rest, style) <= cost + ROUNDING
-
     return {
-        method: (False, False) if shares is None else (shares.target - reference.target <= near + ROUNDING, spared(shares))
+        method: (False, False) if shares is None else (shares.target - reference.target <= near + ROUNDING, fall(base, shares) <= cost + ROUNDING)
         for method, shares in erasers.items()
     }
+
+
+def fall(base: Shares, shares: Shares) -> float:
+    """Return by how much everything else is below the base's: the larger fall of title and style."""
+    return max(base.rest - shares.rest, 0.0 if base.other is None or shares.other is None else base.other - shares.other)
 
 
 def comparable(concepts: Mapping[str, Mapping[str, Shares | None]]) -> dict[str, dict[str, Shares | None]]:

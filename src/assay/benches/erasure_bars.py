@@ -1,0 +1,126 @@
+"""Which rows of the bench of erasers are held to its bars, what each leaves of a concept and takes off everything else, and how seeds agree.
+
+Held to the bars are single erasers. Combinations are listed apart: two that meet the bars make a third. What gives a concept shares instead of taking
+it out is measured and not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from assay.benches.erasure import BALANCING, BASE, MODELS, REFERENCE, About, Cell, Results, Share
+from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, fall, like_retraining
+from assay.evaluation.admission import LEAST, difference_interval
+
+Bars = tuple[bool, bool]
+"""Whether the target is near the reference's, and whether everything else is spared."""
+
+
+def erased(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Return the cells of single erasers."""
+    return {row: cell for row, cell in cells.items() if row not in (*MODELS, *BALANCING) and "+" not in row}
+
+
+def together(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Return the cells of several erasers on one model."""
+    return {row: cell for row, cell in cells.items() if "+" in row}
+
+
+def share(about: About, cell: Cell, part: str) -> Share:
+    """Return the share that a part of a concept is judged by."""
+    return cell.shares.get(f"{part}.{about.heads[part]}", Share(hits=0, n=0))
+
+
+def both_heads(about: About) -> tuple[str, str]:
+    """Return what everything else is judged by, for the bar: by what the concept's chapter shows, and by the other of title and style."""
+    shown = about.heads["rest"]
+    return f"rest.{shown}", f"rest.{'style' if shown == 'five' else 'five'}"
+
+
+def shares(about: About, cell: Cell) -> Shares | None:
+    """Return what is left of the target and of everything else; None where the cell failed."""
+    if cell.failed:
+        return None
+    other = cell.shares.get(both_heads(about)[1])
+    target, rest = (share(about, cell, part).value for part in ("target", "rest"))
+    return Shares(target, rest, None if other is None else other.value)
+
+
+def judged(about: About, cell: Cell) -> bool:
+    """Whether the judge can name anything that was asked for, of the target and of everything else; where it cannot, shares are of nothing."""
+    return not cell.failed and all(share(about, cell, part).n for part in ("target", "rest"))
+
+
+def bars(about: About, cells: Mapping[str, Cell], rows: Mapping[str, Cell]) -> dict[str, Bars]:
+    """Hold some rows of a concept against its reference; empty where there is none."""
+    known = [shares(about, cells[row]) if row in cells and judged(about, cells[row]) else None for row in (BASE, REFERENCE)]
+    if known[0] is None or known[1] is None:
+        return {}
+    return like_retraining({row: shares(about, cell) for row, cell in rows.items()}, known[0], known[1])
+
+
+def speaks(about: About, cells: Mapping[str, Cell]) -> bool:
+    """Whether retraining takes enough off the target for its reference to speak."""
+    return share(about, cells[BASE], "target").value - share(about, cells[REFERENCE], "target").value >= LEAST - ROUNDING
+
+
+def certain(about: About, cells: Mapping[str, Cell], row: str) -> bool:
+    """Whether the 95 % intervals of the differences (Newcombe 1998) are within both bars, were other images drawn."""
+    cell, base, reference = cells[row], cells[BASE], cells[REFERENCE]
+
+    def most(one: Share, other: Share) -> float:
+        return difference_interval(one.hits, one.n, other.hits, other.n)[1] if one.n and other.n else 1.0
+
+    falls = [most(base.shares[head], cell.shares[head]) for head in both_heads(about) if head in base.shares and head in cell.shares]
+    return most(share(about, cell, "target"), share(about, reference, "target")) <= NEAR and max(falls) <= COST
+
+
+def held(about: About, cells: Mapping[str, Cell]) -> list[str]:
+    """Say which erasers meet the bars, how sure that is, and what another seed and retraining do to everything else themselves."""
+    found = bars(about, cells, erased(cells))
+    if not found:
+        return []
+    met = [row for row, both in found.items() if all(both)]
+    bar = f"leave at most {100 * NEAR:.0f} points more of the target than retraining and take at most {100 * COST:.0f} off everything else"
+    said = [f"{len(met)} of {len(found)} erasers {bar}, in title and in style: {', '.join(met) or 'none'}."]
+    if met:
+        sure = ", ".join(row for row in met if certain(about, cells, row)) or "none"
+        before = share(about, cells[BASE], "neighbours")
+        near = ", ".join(row for row in met if before.value - share(about, cells[row], "neighbours").value <= COST + ROUNDING) or "none"
+        also = f"; with as little off neighbours: {near}" if before.n else ""
+        said.append(f"Of these, for certain (95 % intervals of the differences): {sure}{also}.")
+    if several := bars(about, cells, together(cells)):
+        meet = ", ".join(row for row, both in several.items() if all(both)) or "none"
+        said.append(f"Of {len(several)} combination{'' if len(several) == 1 else 's'} of erasers these meet both bars: {meet}.")
+    base = shares(about, cells[BASE])
+    moved = {row: shares(about, cells[row]) for row in MODELS if row != BASE and row in cells}
+    names = {REFERENCE: "retraining"}
+    falls = [f"{names.get(row, 'another seed')} {100 * fall(base, other):.0f}" for row, other in moved.items() if base and other]
+    said.append(f"Points that everything else falls by where nothing is erased from a model: {', '.join(falls)}.")
+    if not speaks(about, cells):
+        taken = share(about, cells[BASE], "target").value - share(about, cells[REFERENCE], "target").value
+        said.append(f"Retraining itself takes only {taken:.0%} off the target: it hardly speaks for `{about.name}`.")
+    return said
+
+
+def over_seeds(results: Results, repeats: Sequence[Results], about: About) -> dict[str, list[Bars]]:
+    """Return the bars that each eraser meets, seed by seed, where retraining speaks; of those with more than one such seed."""
+    met: dict[str, list[Bars]] = {}
+    for cells in [results.of(about.name), *(results.repeated(other, about.name) for other in repeats)]:
+        found = bars(about, cells, erased(cells))
+        for row, both in found.items() if found and speaks(about, cells) else ():
+            met.setdefault(row, []).append(both)
+    return {row: each for row, each in met.items() if len(each) > 1}
+
+
+def agreed(met: Mapping[str, Sequence[Bars]], seeds: int) -> list[str]:
+    """Say which erasers meet both bars with all `seeds` seeds, and which with some, counted."""
+    if not met:
+        return []
+    counts = {row: (sum(all(both) for both in each), len(each)) for row, each in met.items()}
+    always = ", ".join(row for row, count in counts.items() if count == (seeds, seeds)) or "none"
+    mixed = ", ".join(f"{row} ({k} of {n})" for row, (k, n) in counts.items() if k and (k, n) != (seeds, seeds)) or "none"
+    return [
+        f"Of {len(met)} erasers held against retraining with several of {seeds} seeds these meet both bars with all: {always}; with some of those"
+        f" held against it: {mixed}."
+    ]
