@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.concept import Concept
+from assay.concept import Concept, together
 from assay.erasure import eraseflow
 from assay.errors import Misconfigured, Mismatch, Unsupported
 from assay.noise import derive, generator
@@ -191,6 +191,9 @@ def test_a_style_has_a_learning_rate_of_its_own(denoiser):
     one, other, slower = made(style, 1.0, 1e-2), made(words, 1e-2, 1.0), made(words, 1e-3, 1.0)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not all(torch.equal(one[name], slower[name]) for name in one)
+    for parts in ([style, CAT], [CAT, style]):  # a first step of Adam is as large as the rate, and ups begin at zero
+        ups = [tensor for name, tensor in made(together(parts), 1e-3, 1.0).items() if name.endswith("/up")]
+        assert 0 < max(float(up.abs().max()) for up in ups) < 2e-3
 
 
 @pytest.mark.parametrize("changes", [{}, {"guidance": 1.0}, {"resample": 2}, {"early": 0}])

@@ -82,3 +82,13 @@ def test_a_refused_command_leaves_its_folder_to_the_next(tmp_path):
     assert assay.erase(model, Concept("red hat", anchor="sun"), method="uce", out=tmp_path).record is not None
     with pytest.raises(Mismatch, match="another plan"):
         assay.erase(model, Concept("red hat", anchor="sea"), method="uce", out=tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("style", "paper-style"), ("object", "paper-object"), ("free", "paper")])
+def test_of_the_paper_s_presets_the_one_for_this_kind_of_concept_is_used(kind, expected, tmp_path):
+    """RECE has three rounds for nudity, and one for styles and for objects (its authors' README)."""
+    concept = Concept("red hat", kind, "sun")
+    outcome = assay.erase(tiny("sd-epsilon"), concept, method="rece", out=tmp_path / "out")
+    assert outcome.record is not None
+    assert outcome.record.given["preset"] == expected
+    assert outcome.record.resolved["rounds"] == (3 if kind == "free" else 1)

@@ -1,7 +1,7 @@
 """Every eraser on one bench, judged against retraining: which concepts, which rows, and what is kept of a cell. `erasure_chapters.py` writes it up.
 
 A cell is one concept under one row. Rows are the base, the base trained again with another seed (A'), the model trained without the concept (the
-reference), and every eraser. All rows of a concept share prompts, seeds, sampler, judge and threshold. Settings of the erasers were chosen on other
+reference), and every eraser. All rows of a concept share prompts, seeds, sampler, judge and threshold. Erasers that were tuned were tuned on other
 concepts (`VALIDATION`), never on these.
 """
 

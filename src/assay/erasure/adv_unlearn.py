@@ -83,6 +83,8 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
+    "paper-style": {"retain_weight": 0.5},
+    "paper-object": {"retain_weight": 0.5},
     "fast": {"attack_steps": 1},
     "small": {
         "steps": 60,

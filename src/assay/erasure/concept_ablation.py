@@ -18,7 +18,7 @@ beyond `copy_threshold`, 1 - 2 x the share of bits that differ, which is 1 for c
 Faithful: the objectives, the groups of weights, AdamW with clipping, keys and values of the begin token without gradient (authors' code), images of
 the anchor from the model itself. Different: latents as sampled, not encoded again, by DDIM; no random resizing with "zoomed in" captions; a hash in
 place of SSCD and left-out words in place of a language model's paraphrases; `preserve_scale`, off in `paper`, holds the predictions for preserved
-prompts, the empty one among them, to those of the model as it was at the same x_t: a small model loses them otherwise.
+prompts, of which the empty one is one of many, to those of the model as it was at the same x_t: a small model loses them otherwise.
 
 Cost: `images` x `image_steps` x 2 passes to sample; a step costs batch x (1 with gradient + 1 without), with a prior batch x 2 with. Known failure:
 concepts near the anchor are drawn to it, too; white-box attacks bring the concept back.
@@ -87,7 +87,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "paper-memorised": {"group": "full", "steps": 400, "batch": 2, "learning_rate": 1e-6, "prior": 1.0},
+    "paper-work": {"group": "full", "steps": 400, "batch": 2, "learning_rate": 1e-6, "prior": 1.0},
     "small": {
         "steps": 100,
         "batch": 8,

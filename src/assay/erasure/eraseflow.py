@@ -63,7 +63,7 @@ class Settings:
     learning_rate: float = 3e-4
     """Learning rate of AdamW, of the change and of log_z (authors' code: 3e-4)."""
     style_learning_rate: float = 5e-4
-    """The same where the concept is a style (authors' code: 5e-4)."""
+    """The same where all that is erased are styles (authors' code: 5e-4)."""
     ddim_steps: int = 50
     """Steps of a trajectory (authors' code: 50)."""
     early: int = 10
@@ -84,7 +84,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "style": {"resample": 20},
+    "paper-style": {"resample": 20},
     "small": {
         "rank": 8,
         "steps": 40,
@@ -138,7 +138,8 @@ def erase(
         Unsupported: the model is in float16.
     """
     weights = check(denoiser, concept, settings)
-    rate = settings.style_learning_rate if concept.kind == "style" else settings.learning_rate
+    styles = all(part.kind == "style" for part in concept.parts or (concept,))
+    rate = settings.style_learning_rate if styles else settings.learning_rate
     training = Training(denoiser, concept, settings, weights, seed)
     return finetune(
         training.student,

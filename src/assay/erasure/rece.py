@@ -63,6 +63,7 @@ class Settings:
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "paper-style": {"rounds": 1, "attack_lam": 1e-3},
+    "paper-object": {"rounds": 1},
     "small": {"rounds": 1, "attack_lam": 1e-2, "preserve_scale": 1.0, "lam": 0.1, "scale_lam": True},
 }
 PROBE: dict[str, Any] = {}

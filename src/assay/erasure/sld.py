@@ -19,7 +19,8 @@ number, as in the authors' code (50 steps), so a sampler of 20 steps needs a sho
 ships 20.
 
 Cost: one more pass a step and prompt than guidance; nothing to make. Known failure: what the first steps fix, such as a style, the warm-up protects;
-a strong scale takes detail from images that never had the concept; whoever samples without the rule has the whole model.
+a strong scale takes detail from images that never had the concept; where a prompt is the concept's own words, p = c and gamma is zero, so that
+nothing happens; whoever samples without the rule has the whole model.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def erase(
         kind: what the concept is; guessed where the works know it.
         anchor: what takes its place.
         preserve: what must stay.
-        preset: named settings; small for the built-in model, else paper.
+        preset: named settings; small for the built-in model, else the paper's: for this kind of concept, where it has others for it.
         settings: fields of the method's settings that differ from the preset.
         works: say which styles and titles there are.
         patches: what is on the model already.
@@ -99,11 +99,12 @@ def erase(
     row = method_row("erasure", method)
     module = import_module(row["module"])
     session = Session("erase", model, out or f"out/erase-{method}", seed, device, patches, display or Silent())
-    preset = preset or ("small" if session.built_in else "paper")
-    given = dict(settings or {})
-    chosen = method_settings.resolve(module.Settings, module.PRESETS, preset, given)
     table = works_for(session, works)
     target = concept if isinstance(concept, Concept) else concept_for(session, table, concept, kind, anchor, preserve)
+    own = f"paper-{target.kind}"
+    preset = preset or ("small" if session.built_in else own if own in module.PRESETS else "paper")
+    given = dict(settings or {})
+    chosen = method_settings.resolve(module.Settings, module.PRESETS, preset, given)
     if dry_run:
         spent = module.cost(chosen)
         spent["passes"] += 4 * SHOWN * 40
