@@ -368,3 +368,12 @@ def test_noise_schedules_of_another_kind_are_refused(scheduler):
     pipeline.scheduler = scheduler()
     with pytest.raises(Unsupported, match=scheduler.__name__):
         Denoiser(pipeline)
+
+
+def test_the_setup_is_that_of_the_model_wherever_it_lies(denoiser, tmp_path):
+    """Made in memory, saved, loaded in half precision, saved from that and used: the same words and configurations."""
+    denoiser.pipeline.save_pretrained(tmp_path / "saved")
+    half = load(tmp_path / "saved", dtype=torch.float16)
+    half.conditioning(PROMPTS)
+    half.pipeline.save_pretrained(tmp_path / "again")
+    assert half.setup == load(tmp_path / "again").setup == denoiser.setup

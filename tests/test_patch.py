@@ -489,6 +489,22 @@ def test_safetensors_that_are_no_patch(tmp_path):
     refused({"delta": ones}, fine, "incomplete")
     refused({"low_rank/x/up": ones}, fine, "incomplete")
     refused({"rows/x/index": ones, "rows/x/other": torch.zeros(2)}, fine, "incomplete")
+    two = torch.ones(2, 2)
+    index = torch.tensor([0, 1])
+    for tensors, words in (
+        ({"delta/up": torch.tensor([1.0, float("nan")])}, "not finite"),
+        ({"low_rank/x/up": two, "low_rank/x/down": torch.tensor([[1.0, float("inf")]] * 2)}, "not finite"),
+        ({"low_rank/x/up": two, "low_rank/x/down": torch.ones(3, 2)}, "factors of x"),
+        ({"low_rank/x/up": torch.ones(2, 2, 1), "low_rank/x/down": two}, "factors of x"),
+        ({"low_rank/x/up": two, "low_rank/x/down": ones}, "factors of x"),
+        ({"rows/x/index": ones, "rows/x/values": two}, "index of the rows of x"),
+        ({"rows/x/index": index[None], "rows/x/values": two[:1]}, "index of the rows of x"),
+        ({"rows/x/index": index, "rows/x/values": torch.ones(3, 2)}, "index of the rows of x"),
+        ({"delta/x": two, "set/x": two.clone()}, "two ways, delta and set"),
+        ({"delta/x": two, "low_rank/x/up": two.clone(), "low_rank/x/down": two.clone()}, "two ways, delta and low_rank"),
+        ({"set/x": two, "set8/x/values": torch.ones(2, 2, dtype=torch.int8), "set8/x/scale": ones}, "two ways, set and set8"),
+    ):
+        refused(tensors, fine, words)
     newer = json.dumps({"format": "assay/patch/2"})
     refused({"delta/x": ones}, fine | {"assay": newer}, "newer")
 

@@ -25,6 +25,7 @@ from assay.families.groups import GROUPS, in_group
 from assay.families.sd import Conditioning
 from assay.guidance import Memory, Predictions, Rule
 from assay.noise import normal, uniform
+from assay.record import digest_of
 from assay.retelling import retold, told
 
 View = Literal["epsilon", "x0", "v"]
@@ -32,6 +33,8 @@ CACHED = 2048
 """Prompts whose encodings are kept."""
 DECODED = 4 * 512 * 512
 """Pixels decoded at a time."""
+OF_SAVING = ("architectures", "dtype", "torch_dtype", "transformers_version")
+"""What a configuration says of how the weights were saved, not of what they do."""
 
 
 class Denoiser:
@@ -130,6 +133,19 @@ class Denoiser:
         for key, tensor in sorted((self.weights() | self.replaced).items()):
             total.update(f"{key}:{tensor_digest(tensor)}".encode())
         return total.hexdigest()
+
+    @cached_property
+    def setup(self) -> str:
+        """SHA-256 over what else a drawing depends on: how prompts become tokens, and the configuration of every component; of no path or version."""
+        about: list[Any] = [self.pipeline.config.get("force_zeros_for_empty_prompt")]
+        for module in self.family.components.values():
+            config: Any = module.config
+            settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else config
+            about.append({key: value for key, value in settings.items() if not key.startswith("_") and key not in OF_SAVING})
+        for tokenizer, _ in self.family.encoders:
+            merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges") if tokenizer.is_fast else None
+            about.append([tokenizer.get_vocab(), merges, tokenizer.pad_token_id, tokenizer.model_max_length])
+        return digest_of(about)
 
     @torch.no_grad()
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:

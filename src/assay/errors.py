@@ -43,4 +43,4 @@ class BadInput(AssayError):
 
 
 class NoRoom(AssayError):
-    """The output cannot be written: the disk is full or the folder is read-only."""
+    """The output cannot be written: the disk is full, the folder is read-only, or another command is writing it."""

@@ -19,6 +19,8 @@ from assay.families import refuse_unknown
 BUILT_IN = ("emoji64", "emoji32")
 SHARING = {"emoji32": "emoji64"}
 """Built-in models that ship with a UNet alone -> the model whose other parts they use."""
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where the parts of a pipeline may come from; the last is the module of diffusers that safety checkers are in."""
 
 
 def locate(model: str | Path) -> str:
@@ -27,7 +29,7 @@ def locate(model: str | Path) -> str:
     Raises:
         Missing: it looks like a folder but there is none, or a built-in model is not installed.
         BadInput: the folder is no pipeline.
-        Unsupported: the folder is a pipeline of a family that is not supported.
+        Unsupported: the folder is a pipeline of a family that is not supported, or has parts of another library or with code of their own.
     """
     text = str(model)
     path = Path(str(files("assay") / "zoo" / text)) if text in BUILT_IN else Path(text)
@@ -36,16 +38,35 @@ def locate(model: str | Path) -> str:
         if not index.exists():
             raise BadInput(f"{text} is no pipeline: it has no model_index.json.", "Give a folder saved by diffusers' `save_pretrained`.")
         try:
-            name = str(dict(json.loads(index.read_text(encoding="utf-8"))).get("_class_name", "?"))
+            parts = dict(json.loads(index.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise BadInput(f"{index} is damaged: {error}.", "Save or download the pipeline anew.") from error
-        refuse_unknown(name)
+        refuse_unknown(str(parts.pop("_class_name", "?")))
+        refuse_foreign(path, {part: kind[0] for part, kind in parts.items() if isinstance(kind, list) and kind and not part.startswith("_")})
         return str(path)
     if text in BUILT_IN:
         raise Missing(f"The built-in model {text} is not installed.", "Install assay from its wheel, or make the model with `recipes/emoji/make.py`.")
     if text.startswith((".", "/", "~")) or text.count("/") != 1 or path.exists():
         raise Missing(f"There is no model at {text}.", f"Give a folder, a hub id such as `owner/name`, or {', '.join(BUILT_IN)}.")
     return text
+
+
+def refuse_foreign(folder: Path, parts: dict[str, Any]) -> None:
+    """Raise unless every part of a pipeline comes from a library that assay knows: before version 0.38 diffusers runs whatever else a folder names.
+
+    Args:
+        folder: the pipeline's.
+        parts: name of each part -> its library, by `model_index.json`.
+
+    Raises:
+        Unsupported: one comes from elsewhere, or a file of code in its folder has the library's name and would be run in its place.
+    """
+    for part, library in parts.items():
+        if library not in LIBRARIES or (folder / part / f"{library}.py").exists():
+            raise Unsupported(
+                f"The {part} of {folder} brings code of its own or of another library, `{library}`.",
+                "Save the pipeline with parts of diffusers and transformers alone.",
+            )
 
 
 def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dtype | None = None) -> Denoiser:

@@ -257,7 +257,30 @@ class Patch:
             name = rest.partition("/")[0]
             if not name or {f"{kind}/{name}{part}" for part in PARTS[kind]} != {other for other in tensors if other.split("/")[:2] == [kind, name]}:
                 raise BadInput(f"{path} is no patch of assay: the entry {key} is incomplete.", "Make it anew, or give another file.")
+        if why := unsound(tensors):
+            raise BadInput(f"{path} is no patch of assay: {why}.", "Make it anew, or give another file.")
         return cls(manifest, tensors, rules)
+
+
+def unsound(tensors: dict[str, torch.Tensor]) -> str | None:
+    """Return what is wrong with complete entries, whatever the model; None if nothing is."""
+    changed: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        kind, name, *part = key.split("/")
+        if not bool((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all()):  # one kind of 8-bit floats cannot be asked
+            return f"{key} holds numbers that are not finite"
+        if kind != "rows" and changed.setdefault(name, kind) != kind:
+            return f"it changes {name} in two ways, {changed[name]} and {kind}"
+        if part == ["up"]:
+            down = tensors[f"low_rank/{name}/down"]
+            if tensor.ndim != 2 or down.ndim < 2 or tensor.shape[1] != len(down):
+                return f"the factors of {name} do not fit each other"
+        elif part == ["index"]:
+            whole = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+            values = tensors[f"rows/{name}/values"]
+            if not whole or tensor.ndim != 1 or values.ndim == 0 or len(tensor) != len(values):
+                return f"the index of the rows of {name} is not one whole number a row"
+    return None
 
 
 def entries(patch: Patch, name: str) -> dict[str, torch.Tensor]:

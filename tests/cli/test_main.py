@@ -203,6 +203,17 @@ def test_fail_on_exits_with_3(world, tmp_path, capsys):
     assert "no record" in call(capsys, "methods", "--fail-on", "images>0", code=2).err
 
 
+def test_an_interrupted_command_prints_its_object(capsys, monkeypatch):
+    """Exactly one, as the schema promises of every command."""
+    from assay.verbs.commands import COMMANDS
+
+    def command(**_: object):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "methods", command)
+    assert the_object(call(capsys, "methods", "--json", code=130))["status"] == "interrupted"
+
+
 def test_prompts_of_the_wrong_type_are_refused_by_line(world, tmp_path, capsys):
     """U+2028 inside a prompt is no end of line; a number as negative, a word as seed, a list as title and half a character are no prompt."""
     prompts = tmp_path / "p.jsonl"

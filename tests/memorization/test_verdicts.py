@@ -76,6 +76,8 @@ def test_canaries_are_compared_with_those_withheld(record, works):
         assert record.metric(f"secmi.auc.k{dose}").n == 32
     curve = next(curve for curve in record.curves if curve.x_scale == "symlog")
     assert [point[0] for point in curve.lines["SecMI"]] == [0, 1, 64]
+    most = record.metric("secmi.auc.k64")
+    assert curve.lines["SecMI"][-1][1:] == (most.value, most.low, most.high)
     without = witness(works, evidence(zero=False), SETTINGS, ruled=False, seed=0)
     assert without.metric("secmi.auc.k64").n == 16 + 64  # no control: all works never trained
 

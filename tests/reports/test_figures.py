@@ -58,6 +58,19 @@ def test_a_rate_of_zero_lies_at_the_foot_of_a_logarithmic_scale():
     assert "inf" not in svg
 
 
+def test_what_lies_at_the_foot_is_said():
+    # Without the words a rate of zero, or an interval down to it, would read as 0.01; where nothing is zero, or the scale has a zero, none are due.
+    def label(points: list, scale: str) -> bool:
+        svg = draw(curve({"one": points}, "linear").model_copy(update={"y_scale": scale}))
+        texts = {element.text for element in ElementTree.fromstring(svg).iter(f"{NAMESPACE}text")}
+        assert texts & {"share", "share; 0 lies at the foot"}
+        return "share; 0 lies at the foot" in texts
+
+    zero, down_to_zero, above = [(1, 0.0, None, None)], [(1, 0.01, 0.0, 0.1)], [(1, 0.01, 0.005, 0.1)]
+    assert [label([*points, (2, 1.0, None, None)], "log") for points in (zero, down_to_zero, above)] == [True, True, False]
+    assert not label(zero, "linear")
+
+
 def test_ids_are_prefixed_and_every_reference_is_met():
     # Two drawings on one page may not share an id.
     first, second = (draw(curve(TWO), name) for name in ("figure-1", "figure-2"))

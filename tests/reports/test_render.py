@@ -193,6 +193,11 @@ def test_hostile_words_stay_words(tmp_path):
     assert evil in page.text
 
 
+def test_a_turned_direction_ends_with_the_name_that_turns_it(page):
+    # An override in a title would show 0.42 as 24.0: by the standard, an isolate ends what was opened in it, and blocks are isolates by themselves.
+    assert re.search(r"code[^{}]*\{ unicode-bidi: isolate; \}", page.source)
+
+
 def test_a_changed_record_or_picture_is_refused(folder):
     # The dossier names the record's digest, the record the picture's: a report of something else would be false witness.
     picture = folder / "audit" / "canaries.png"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import stat
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from assay.errors import AssayError, BadInput, Misconfigured, Mismatch, Missing
+from assay.errors import AssayError, BadInput, Misconfigured, Mismatch, Missing, NoRoom
 from assay.jobs.folder import OutFolder
 from assay.reports import signing
 from assay.reports.signing import default_key, sign, verify
@@ -148,6 +150,28 @@ def test_a_key_is_made_once_and_then_kept(signed):
     sign(folder, key)
     assert (key.read_bytes(), (folder / "manifest.sig").read_bytes()) == (before, signature)
     assert verify(folder, public)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EIO])
+def test_a_key_is_made_where_there_are_no_hard_links(tmp_path, monkeypatch, code):
+    # What FAT and some network drives answer to link(2); any other failure is one, and in neither case does a private key stay behind.
+    def link(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "out").mkdir()
+    key = tmp_path / "keys" / "signing.pem"
+    if code == errno.EIO:
+        with pytest.raises(NoRoom, match="No signing key"):
+            sign(tmp_path / "out", key)
+        assert not list(key.parent.iterdir())
+        return
+    sign(tmp_path / "out", key)
+    before = key.read_bytes()
+    signing._create_key(key)  # as by a second process that found none
+    assert key.read_bytes() == before
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert sorted(path.name for path in key.parent.iterdir()) == ["signing.pem", "signing.pub.pem"]
 
 
 def test_where_the_key_is_kept(monkeypatch, tmp_path):

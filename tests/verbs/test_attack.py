@@ -193,6 +193,16 @@ def test_a_reference_that_does_not_fit_is_refused_before_anything_is_drawn(model
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_drawn_leaves_the_folder_to_the_corrected_command(model, tmp_path):
+    """A patch of another base on the model, and more steps than it has timesteps: refused before anything is drawn."""
+    passes = model.passes
+    for wrong in ({"patches": [uce.erase(tiny("sd-v"), CONCEPT)]}, {"image_steps": 5000}):
+        with pytest.raises((Mismatch, Misconfigured)):
+            assay.attack(model, CONCEPT, method="seed_search", out=tmp_path / "out", **QUICK | wrong)
+        assert not (tmp_path / "out").exists()
+    assert model.passes == passes
+
+
 def test_the_judge_can_be_chosen(model, tmp_path):
     """The one made from the works is the default of a model that is not built in; a folder without a judge is named."""
     options = QUICK | {"method": "seed_search", "settings": {"attempts": 1}}

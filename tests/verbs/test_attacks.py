@@ -273,6 +273,7 @@ def test_a_search_is_priced_at_its_budget_at_most(works, tmp_path):
         {"patches": ["again=x.safetensors"]},
         {"settings": {"budget": 0.0}},
         {"settings": {"moon": 1}},
+        {"settings": {"image_steps": 2000}},
         {"kind": "work"},
     ],
 )

@@ -19,7 +19,7 @@ def test_a_membership_audit_leaves_a_record_and_no_tape(tmp_path):
     assert outcome.record is not None
     assert outcome.record.passes == plan["passes"]
     assert outcome.record.method == "membership"
-    assert set(outcome.record.digests) == {"model", "works"}  # the judge is not asked, so it is no part of the evidence
+    assert set(outcome.record.digests) == {"model", "setup", "works"}  # the judge is not asked, so it is no part of the evidence
     assert not list(tmp_path.rglob("*.safetensors"))
     body = json.loads(outcome.to_json())
     assert {metric["name"] for metric in body["metrics"]} >= {"loss.auc", "clid.tpr", "another.clid.auc"}

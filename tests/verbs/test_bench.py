@@ -6,7 +6,7 @@ import pytest
 
 import assay
 from assay.benches import world
-from assay.errors import BadInput, Misconfigured, Mismatch, Missing
+from assay.errors import BadInput, Misconfigured, Mismatch, Missing, Unsupported
 from assay.record import Dossier, Record
 
 RESULTS = Path(__file__).parents[2] / "benchmarks"
@@ -96,3 +96,43 @@ def test_new_results_take_a_new_folder(tmp_path):
     (tmp_path / "judges.json").write_text((tmp_path / "judges.json").read_text() + "\n")
     with pytest.raises(Mismatch):
         assay.bench("world", results=tmp_path, chapter=["judges"], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("subject", "given"),
+    [
+        ("world", {"measure": True, "methods": "uce"}),
+        ("world", {"methods": "uce"}),
+        ("world", {"works": "works"}),
+        ("world", {"seed": 1}),
+        ("erasure", {"retrain": True}),
+        ("erasure", {"chapter": ["judges"]}),
+        ("erasure", {"measure": True, "attacks": "p4d", "dry_run": True}),
+        ("erasure", {"model": "my-sd", "works": "works"}),
+        ("attacks", {"works": "works"}),
+        ("attacks", {"kind": "style"}),
+        ("attacks", {"limit": 0}),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused_by_name(tmp_path, subject, given):
+    """Those of another bench, and those that say what to measure where nothing is measured."""
+    with pytest.raises(Misconfigured, match=f"--{next(iter(given if 'attacks' not in given else ['attacks']))}"):
+        assay.bench(subject, results=RESULTS, out=tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_that_is_not_stored_is_not_shown_as_another(tmp_path):
+    """What is stored of attacks is of seed 0."""
+    with pytest.raises(Missing, match="seed 0, not 1"):
+        assay.bench("attacks", results=RESULTS, seed=1, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("subject", ["world", "erasure", "attacks"])
+def test_a_dry_run_of_a_stored_report_writes_nothing(tmp_path, subject):
+    """It plans no passes; what training anew takes it does not know, and says so."""
+    assert assay.bench(subject, results=RESULTS, out=tmp_path / "out", dry_run=True).extra["plan"]["passes"] == 0
+    if subject == "world":
+        with pytest.raises(Unsupported, match="not known beforehand"):
+            assay.bench(subject, results=RESULTS, out=tmp_path / "out", retrain=True, dry_run=True)
+    assert not list(tmp_path.iterdir())

@@ -142,6 +142,15 @@ def test_a_changed_plan_is_refused_before_anything_is_made(whole, works):
     assert sorted(kept.rglob("*")) == before
 
 
+def test_what_no_cell_could_be_made_with_is_refused_before_anything_is_made(works, tmp_path):
+    """A model of another base, and more steps than the model has timesteps: no folder belongs to the wrong plan."""
+    uce.erase(tiny("sd-v"), Concept("cross", anchor="ring")).save(tmp_path / "foreign.safetensors")
+    for wrong in ({"patches": [f"again={tmp_path / 'foreign'}.safetensors"]}, {"settings": SMALL | {"steps": 2000}}):
+        with pytest.raises((Mismatch, Misconfigured)):
+            ask(works, tmp_path / "out", concept=["solid"], methods="uce", **wrong)
+        assert not list(tmp_path.rglob("plan.json"))
+
+
 def test_models_that_were_measured_need_not_be_given_again(whole, works):
     folder, _, _ = whole
     assert len(of(ask(works, folder / "out")).cells) == 10

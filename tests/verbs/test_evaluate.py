@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import assay
-from assay.concept import concept, together
-from assay.errors import Unsupported
+from assay.concept import Concept, concept, together
+from assay.erasure import uce
+from assay.errors import Misconfigured, Mismatch, Unsupported
 from assay.evaluation.centroid import CentroidJudge
 from assay.evaluation.intervals import wilson
 from assay.judge import Verdict
@@ -87,4 +88,13 @@ def test_works_that_show_nothing_to_ask_for_are_refused(tmp_path):
     works = tiny_works()
     with pytest.raises(Unsupported, match="No work shows"):
         assay.evaluate(tiny(), works=works.with_columns(title=[None] * len(works)), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", ["patch", "steps", "guidance"])
+def test_what_cannot_be_drawn_leaves_the_folder_to_the_corrected_command(tmp_path, wrong):
+    """A patch of another base, more steps than the model has timesteps, guidance under which nothing is finite: no folder is left behind."""
+    given = {"patch": {"patches": [uce.erase(tiny("sd-v"), Concept("cat", anchor="dog"))]}, "steps": {"steps": 2000}, "guidance": {"guidance": 1e38}}
+    with pytest.raises((Mismatch, Misconfigured, Unsupported)):
+        assay.evaluate(tiny(), works=tiny_works(), concept="solid", kind="style", out=tmp_path / "out", **{"each": 2, "steps": 1} | given[wrong])
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,9 @@ import multiprocessing
 import signal
 import time
 from dataclasses import replace
+from importlib.resources import files
 
+import jsonschema
 import pytest
 import torch
 
@@ -35,6 +37,7 @@ UNET = UNetSettings(
 )
 WORKS = tiny_works()
 EXPOSURES = 39 + 16
+SCHEMA = json.loads((files("assay.cli") / "schema.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,20 @@ def test_a_training_in_two_sittings_ends_with_the_same_bytes(world, tmp_path):
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "parts")
     assert whole.record.metric("loss.last") == second.record.metric("loss.last")
     assert not (tmp_path / "parts" / "training").exists()
+
+
+def test_a_training_that_is_not_at_its_end_says_so(world, tmp_path, capsys):
+    """By the schema; a condition has to wait for the end. Then it is done."""
+    words = ["retrain", str(world / "model"), "--works", str(world / "works.parquet"), "--steps", "2", "--out", str(tmp_path / "out"), "--json"]
+    main([*words, "--until", "1"])
+    printed = json.loads(capsys.readouterr().out)
+    jsonschema.validate(printed, SCHEMA)
+    assert (printed["status"], printed["record"]) == ("unfinished", None)
+    with pytest.raises(SystemExit):
+        main([*words, "--until", "1", "--fail-on", "loss.last>9"])
+    assert "no record yet" in json.loads(capsys.readouterr().out)["error"]["message"]
+    main([*words, "--fail-on", "loss.last>9"])
+    assert json.loads(capsys.readouterr().out)["status"] == "done"
 
 
 def test_asking_again_trains_nothing(world, tmp_path):

@@ -1,5 +1,7 @@
 """What verbs share: the largest memory of one piece of work, what a result depends on, numbers that are numbers, and what is left after a kill."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import assay
 from assay.concept import Concept
 from assay.erasure import negative_prompt, uce
-from assay.errors import Misconfigured
+from assay.errors import Misconfigured, Mismatch
 from assay.jobs.folder import OutFolder
 from assay.patched import Patched
 from assay.record import Record
@@ -68,6 +70,26 @@ def test_what_is_on_a_loaded_model_is_part_of_the_plan(tmp_path):
     with Patched(model, [(negative_prompt.erase(model, Concept("cat")), 1.0)]):
         assert session.plan() != plain
     assert session.plan() == plain
+
+
+def test_how_prompts_become_tokens_and_latents_images_is_part_of_the_plan(tmp_path):
+    """Two words of the vocabulary exchanged, or latents scaled otherwise: other pictures of the same weights, so another plan."""
+    save_tiny(tmp_path / "a", "sd-epsilon")
+    for name in ("b", "c"):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+    words = json.loads((tmp_path / "b/tokenizer/tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["a</w>"], vocabulary["b</w>"] = vocabulary["b</w>"], vocabulary["a</w>"]
+    (tmp_path / "b/tokenizer/tokenizer.json").write_text(json.dumps(words))
+    config = tmp_path / "c/vae/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.25}))
+    first, *others = (assay.load(tmp_path / name) for name in "abc")
+    outcome = assay.generate(first, prompt="a", steps=1, out=tmp_path / "out")
+    assert outcome.record.digests["setup"] == first.setup
+    for other in others:
+        assert other.digest == first.digest
+        with pytest.raises(Mismatch, match="differs in setup"):
+            assay.generate(other, prompt="a", steps=1, out=tmp_path / "out")
 
 
 def test_a_fused_model_says_nothing_of_this_machine_and_is_taken_up_after_a_kill(tmp_path, monkeypatch):

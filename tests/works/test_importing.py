@@ -299,6 +299,40 @@ def test_a_saved_dataset_stays_in_its_folder(source, out):
     assert Works.read(out).column("captions") == [["work 1"]]
 
 
+@pytest.mark.parametrize("kind", ["relative", "absolute", "parquet", "link", "sidecar"])
+def test_nothing_outside_the_source_is_read(source, out, tmp_path, kind):
+    """Expected: the file set aside though it can be read, because whoever made the source could name any; inside, every way to name one stays."""
+    put(source / "in" / "good.png", png(1))
+    put(tmp_path / "secret.png", png(2))
+    put(tmp_path / "secret.txt", "secret")
+    if kind == "link":
+        (source / "in" / "bad.png").symlink_to(tmp_path / "secret.png")
+        put(source / "in" / "bad.txt", "bad")
+    elif kind == "sidecar":
+        put(source / "in" / "bad.png", png(3))
+        (source / "in" / "bad.txt").symlink_to(tmp_path / "secret.txt")
+    elif kind == "parquet":
+        rows = [{"image": {"bytes": None, "path": path}, "text": "x"} for path in (str(source / "in" / "good.png"), "../secret.png")]
+        pq.write_table(pa.Table.from_pylist(rows), source / "list.parquet")
+    else:
+        bad = str(tmp_path / "secret.png") if kind == "absolute" else "../../secret.png"
+        (source / "in" / "alias.png").symlink_to("good.png")
+        put(source / "in" / "metadata.jsonl", lines(*({"file_name": name, "text": "x"} for name in ("alias.png", "../in/good.png", bad))))
+    put(source / "in" / "good.txt", "good")
+    report = import_works(source, out, license="MIT")
+    [(_, reason)] = report.reasons
+    assert reason.startswith("The file lies outside the source")
+    assert set(Works.read(out).column("file_hash")) == {hashlib.sha256(png(1)).hexdigest()}
+
+
+def test_what_turns_the_direction_of_writing_is_left_out(source, out):
+    """Expected: the words without overrides, embeddings and isolates, which would turn the figures behind them; a mark that turns nothing stays."""
+    put(source / "a.png", png())
+    put(source / "a.json", {"caption": "a \u202ecat\u2066", "title": "\u202ecat", "creator": "\u200fAda"})
+    import_works(source, out, license="MIT")
+    assert [Works.read(out)[0][name] for name in ("captions", "title", "creator")] == [["a cat"], "cat", "\u200fAda"]
+
+
 def test_rows_selected_by_a_list_are_not_guessed(source, out):
     """Expected: an error that says how to save anew, since without the list other rows would be imported."""
     with pytest.raises(Unsupported, match="flatten_indices"):
@@ -615,7 +649,7 @@ def test_no_row_ends_an_import(row, complete):
     """Expected: a row that fits the schema, or the reason for the quarantine; any other exception would end an import."""
     row = {"image": png(), "caption": "x", "license": "MIT"} | row if complete else row
     try:
-        work = judged(Candidate("name", Path("/nowhere"), lambda: row), None, None, None, 99)
+        work = judged(Candidate("name", Path("/nowhere"), lambda: row), Path("/nowhere"), None, None, None, 99)
     except BadInput:
         return
     assert pa.Table.from_pylist([work], schema=SCHEMA).num_rows == 1

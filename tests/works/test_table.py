@@ -140,6 +140,18 @@ def test_what_is_no_table_of_works(tmp_path):
             Works.read(path)
 
 
+def test_text_that_is_not_utf_8_is_refused(tmp_path):
+    """Expected: an error of ours from the one byte that UTF-8 never has, which Parquet itself does not look at, in a column and in a list."""
+    table = greys(1).table
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")])
+    captions = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), broken)
+    for name, column in (("title", broken), ("captions", captions)):
+        pq.write_table(table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column), tmp_path / "works.parquet")
+        for images in (True, False):
+            with pytest.raises(BadInput, match="UTF8"):
+                Works.read(tmp_path / "works.parquet", images=images)
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     """Expected: the file that was there, byte for byte, and no other; the limit on file sizes stands in for a full disk."""
     path = tmp_path / "works.parquet"

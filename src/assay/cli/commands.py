@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from assay.cli.options import MethodCommand
-from assay.cli.progress import Display
+from assay.cli.progress import Display, printable
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -350,14 +350,14 @@ def run_verb(verb: str, options: dict[str, Any]) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         conditions = [import_module("assay.jobs.outcome").Condition.read(text) for text in fail_on]
         outcome = import_module("assay.verbs.commands").COMMANDS[verb](display=display, **options)
-        met = [condition.text for condition in conditions if not options["dry_run"] and condition.met(outcome.record)]
+        met = [condition.text for condition in conditions if not options["dry_run"] and condition.met(outcome)]
     if as_json:
         click.echo(outcome.to_json())
     else:
         for finding in outcome.record.findings if outcome.record else []:
             display.say(f"- {finding}")
         for text in outcome.extra.get("lines", []):
-            click.echo(text)
+            click.echo(printable(text))
         if outcome.out is not None and outcome.record is not None:
             click.echo(str(outcome.out / "record.json"))
         for command in outcome.next:

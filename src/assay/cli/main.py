@@ -10,6 +10,7 @@ from importlib import import_module
 import click
 
 from assay.cli.commands import cli
+from assay.cli.progress import printable
 from assay.errors import AssayError, NoRoom
 
 
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):  # click turns the second into the first
+        if as_json:
+            click.echo(import_module("assay.jobs.outcome").interrupted_json())
         sys.stderr.write("\ninterrupted; the same command goes on from here\n")
         sys.exit(130)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -72,7 +75,7 @@ def _full(as_json: bool, error: Exception) -> None:
 def _fail(as_json: bool, kind: str, message: str, hint: str) -> None:
     if as_json:
         click.echo(import_module("assay.jobs.outcome").error_json(kind, message, hint))
-    sys.stderr.write(f"error: {message} {hint}\n")
+    sys.stderr.write(printable(f"error: {message} {hint}") + "\n")
     sys.exit(2)
 
 

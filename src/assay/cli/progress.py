@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from unicodedata import category
+
+OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Categories of characters that do something on a terminal in place of being shown: control, format, halves of characters, ends of lines."""
+JOINERS = "\u200c\u200d"
+"""Format characters that only join letters and emoji, or keep them apart."""
+
+
+def printable(line: str) -> str:
+    """Return a line that a terminal only shows, whoever named what stands in it: characters that it would obey are written as in `repr`."""
+    return "".join(char.encode("unicode_escape").decode() if category(char) in OBEYED and char not in JOINERS else char for char in line)
 
 
 class Display:
@@ -29,7 +40,7 @@ class Display:
             return
         self.shown = now
         left = (now - begun) / done * (total - done) if done else 0.0
-        text = f"{stage}: {done}/{total}{f', {left:.0f} s left' if done and not finished else ''}{f', {note}' if note else ''}"
+        text = printable(f"{stage}: {done}/{total}{f', {left:.0f} s left' if done and not finished else ''}{f', {note}' if note else ''}")
         if self.terminal:
             width = 24
             filled = round(width * done / max(1, total))
@@ -41,5 +52,5 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line of talk."""
         if not self.quiet:
-            sys.stderr.write(("\r\x1b[2K" if self.terminal else "") + text + "\n")
+            sys.stderr.write(("\r\x1b[2K" if self.terminal else "") + printable(text) + "\n")
             sys.stderr.flush()

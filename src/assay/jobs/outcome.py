@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from assay.errors import Misconfigured, Missing
 from assay.record import Record
@@ -25,6 +25,7 @@ class Outcome:
         files: role -> path of every file of interest.
         extra: further keys of the JSON object (`methods`, `plan`).
         next: commands that the user may want to run next.
+        status: `unfinished` where the command was told to stop before its end.
     """
 
     command: str
@@ -33,6 +34,7 @@ class Outcome:
     files: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     next: tuple[str, ...] = ()
+    status: Literal["done", "unfinished"] = "done"
 
     def to_json(self) -> str:
         """Return the one object that `--json` prints."""
@@ -40,7 +42,7 @@ class Outcome:
         body = {
             "schema": SCHEMA,
             "command": self.command,
-            "status": "done",
+            "status": self.status,
             "out": None if self.out is None else str(self.out),
             "record": None if record is None or self.out is None else str(self.out / "record.json"),
             "files": self.files,
@@ -55,6 +57,11 @@ class Outcome:
 def error_json(kind: str, message: str, hint: str) -> str:
     """Return the object that `--json` prints for an error."""
     return json.dumps({"schema": SCHEMA, "status": "error", "error": {"type": kind, "message": message, "hint": hint}})
+
+
+def interrupted_json() -> str:
+    """Return the object that `--json` prints for a command that was interrupted."""
+    return json.dumps({"schema": SCHEMA, "status": "interrupted"})
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,16 @@ class Condition:
             raise Misconfigured(f"`{text}` is no condition.", "Write METRIC>VALUE or METRIC<VALUE, such as target.accuracy>0.1.")
         return cls(text, name.strip(), sign == ">", value)
 
-    def met(self, record: Record | None) -> bool:
-        """Say whether the record meets it.
+    def met(self, outcome: Outcome) -> bool:
+        """Say whether the record of a command meets it.
 
         Raises:
-            Misconfigured: there is no record.
+            Misconfigured: there is no record, or none yet.
             Missing: the record has no such metric, or it was not measured.
         """
+        record = outcome.record
+        if outcome.status == "unfinished":
+            raise Misconfigured(f"There is no record yet to hold `{self.text}` against.", "Give `--fail-on` when it goes on to its end.")
         if record is None:
             raise Misconfigured(f"There is no record to hold `{self.text}` against.", "Use `--fail-on` with a command that measures something.")
         value = record.metric(self.metric).value

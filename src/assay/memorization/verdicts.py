@@ -186,7 +186,7 @@ def canaries(evidence: Evidence, never: np.ndarray) -> tuple[list[Metric], Table
             line.append(f"{value:.2f} ({low:.2f} to {high:.2f})")
             if group.arm == "one":
                 metrics.append(_metric(f"{name}.auc.{group.label}", (value, low, high), len(group.works) + len(against), 0.5))
-                lines.setdefault(words, [(0.0, 0.5, None, None)] if len(control) else []).append((float(group.dose), value, None, None))
+                lines.setdefault(words, [(0.0, 0.5, None, None)] if len(control) else []).append((float(group.dose), value, low, high))
         rows.append(line)
     if not shown:
         return [], None, None

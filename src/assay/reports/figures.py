@@ -67,7 +67,7 @@ def draw(curve: Curve, name: str = "figure") -> str:
         handles = [_line(axes, points, place) for place, points in enumerate(lines)]
         _scales(axes, curve)
         axes.set_xlabel(curve.x_label)
-        axes.set_ylabel(curve.y_label)
+        axes.set_ylabel(curve.y_label + ("; 0 lies at the foot" if _lifts(curve) else ""))
         axes.grid(axis="y")
         if len(handles) > 1:
             figure.legend(handles, list(curve.lines), loc="outside upper left", ncols=_columns(curve), frameon=False, handlelength=2.4)
@@ -87,6 +87,12 @@ def _legend_rows(curve: Curve) -> int:
 def _foot(lines: Iterable[list[Point]]) -> float:
     """Return the smallest height above zero, where a logarithmic scale begins."""
     return min((point[1] for line in lines for point in line if point[1] > 0), default=0.1)
+
+
+def _lifts(curve: Curve) -> bool:
+    """Return whether a height or an interval end of zero stands at the foot of a logarithmic scale."""
+    ends = (end for line in curve.lines.values() for point in line for end in point[1:])
+    return curve.y_scale == "log" and any(end is not None and end <= 0 for end in ends)
 
 
 def _lifted(lines: list[list[Point]]) -> list[list[Point]]:

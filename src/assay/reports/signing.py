@@ -6,6 +6,7 @@ The private key stays with the signer. The public key in the folder is a conveni
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import stat
@@ -23,6 +24,8 @@ from assay.record import sha256_file, write_atomically
 SCHEMA = "assay/manifest/1"
 MANIFEST, SIGNATURE, PUBLIC = "manifest.json", "manifest.sig", "public.pem"
 NAMED = 5
+UNLINKED = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a file system without hard links answers to one."""
 
 
 def sign(folder: str | Path, key_path: str | Path | None = None) -> Path:
@@ -215,13 +218,24 @@ def _create_key(path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(pem)
-        with suppress(FileExistsError):  # A link never overwrites: of two processes that make the first key, both sign with the earlier.
-            os.link(part, path)
-        part.unlink()
+        try:
+            _write_new(part, pem)
+            with suppress(FileExistsError):  # Neither way overwrites: of two processes that make the first key, both sign with the earlier.
+                try:
+                    os.link(part, path)
+                except OSError as error:
+                    if error.errno not in UNLINKED:
+                        raise
+                    _write_new(path, pem)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise NoRoom(f"No signing key can be made at {path}: {error.strerror or error}.", "Set ASSAY_KEY to a path that can be written.") from error
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(data)
 
 
 def _public_key(path: Path) -> Ed25519PublicKey:

@@ -103,7 +103,11 @@ class Student(torch.nn.Module):
         return {name: master.to(self.weights[name].dtype) for name, master in self.masters.items()}
 
     def losses(self, noised: Noised, prompts: Sequence[str] | Conditioning) -> torch.Tensor:
-        """Return the denoising loss of every sample under its prompt or conditioning, against the network's own target: (b,)."""
+        """Return the denoising loss of every sample under its prompt or conditioning, against the network's own target: (b,).
+
+        All timesteps weigh the same, as in the papers, whose models were trained so. The built-in model was not (`training/unet.py` weighs by a
+        clipped signal-to-noise ratio): there this is not the loss that it was trained by, and holds what it draws less firmly.
+        """
         told = prompts if isinstance(prompts, Conditioning) else self.denoiser.conditioning(prompts)
         predicted = self.run(self.denoiser.predict, noised.x_t, noised.t, told, self.denoiser.view)
         return (predicted - noised.added).square().mean((1, 2, 3))

@@ -107,7 +107,8 @@ def attack(
 
     Raises:
         Missing: the model is not built in and no works are given, or there is no such reference or judge.
-        Mismatch: the reference is a patch of another base.
+        Mismatch: a patch or the reference was made for another base.
+        Misconfigured: the model cannot be sampled in so many steps.
         Unsupported: the reference draws images of another size.
     """
     module = import_module(method_row("attacks", method)["module"])
@@ -147,10 +148,13 @@ def attack(
     about: dict[str, Any] = {"works": table.digest, "judge": judge_of.digest} | ({} if mark is None else {"reference": mark.digest})
     about |= {"rows": [list(vars(row).values()) for row in ground.rows], "forbidden": ground.forbidden}
     sampling = {"image_steps": image_steps, "guidance": guidance, "budget": budget}
+    about |= {"setup": [session.denoiser.setup, mark.setup]} if isinstance(mark, Denoiser) else {}
+    session.check(image_steps)
     folder = session.folder(session.plan(method=method, preset=preset, settings=vars(chosen), concept=wanted.name, **sampling, **about))
     if previous := session.finished(folder):
         return previous
-    base = kept(folder / "shards/base.safetensors", partial(plain, session.denoiser, ground, session, sampling))
+    with folder:
+        base = kept(folder / "shards/base.safetensors", partial(plain, session.denoiser, ground, session, sampling))
     with session.patched() as denoiser:
         before, found, after = besiege(module, chosen, denoiser, wanted, ground, session, folder / "shards", sampling)
     rows, told = ground.rows, repeated(ground.rows, found)

@@ -218,19 +218,19 @@ class Bench:
 
         Raises:
             Mismatch: the folder of a row or a cell holds one of another plan, or a model that was given has another base.
+            Misconfigured: the model cannot be sampled in so many steps.
         """
         started, made = time.monotonic(), 0
         todo = self.left(cells)
-        given = [self.rows.given(self.subjects[name], row) for name, row, _ in todo if row in MODELS]
-        for patch in {patch.digest: patch for patch in given if patch is not None}.values():
-            Patched(self.session.denoiser, [(patch, 1.0)]).clear()  # what does not fit is refused before anything is drawn
+        self.rows.check([(self.subjects[name], row) for name, row, _ in todo], self.settings.image_steps)
         for place, (name, row, attack) in enumerate(todo):
             if limit is not None and time.monotonic() - started >= limit:
                 self.session.display.say(f"{limit:g} s are over: {len(todo) - made} cells are left, and the same command goes on")
                 break
             self.session.display.say(f"{name}: {attack} on {row} ({place + 1} of {len(todo)})")
             try:
-                self._make(name, row, attack)
+                with OutFolder(self.row_folder(name, row), self.row_plan(name, row)):
+                    self._make(name, row, attack)
                 made += 1
             except torch.OutOfMemoryError:  # what else held the memory may be gone next time
                 self.session.display.say(f"{name}: {attack} on {row} needs more memory than there is; the same command tries it again")
@@ -238,7 +238,6 @@ class Bench:
 
     def _make(self, name: str, row: str, attack: str) -> None:
         denoiser, seed, (concept, ground, _) = self.session.denoiser, self.session.seed, self.asked(name)
-        OutFolder(self.row_folder(name, row), self.row_plan(name, row))
         folder, cell = OutFolder(self.folder_of(name, row, attack), self.plan_of(name, row, attack)), Cell(concept=name, row=row, attack=attack)
         try:
             stack = self._stack(name, row)

@@ -12,6 +12,7 @@ from assay.benches import erasure
 from assay.benches.attacks import MODELS, SUBJECTS, About, Results, Settings
 from assay.benches.attacks_chapters import chapter, verdict
 from assay.concept import Kind
+from assay.errors import Missing
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.record import Picture, Record, sha256_file, write_atomically
@@ -117,25 +118,40 @@ def erasers(results: Path) -> erasure.Results | None:
     return pages.read(file, erasure.Results, "the bench of erasers") if file.exists() else None
 
 
-def stored(results: Path, out: Path, started: float) -> Outcome:
+def read(results: Path, seed: int) -> tuple[Path, Results]:
+    """Return the file of the stored results, and what it holds.
+
+    Raises:
+        Missing: there is none, or it was measured with another seed than the one that is asked for.
+        BadInput: it cannot be read.
+    """
+    file = results / f"{NAME}.json"
+    found = pages.read(file, Results, "the bench of attacks")
+    if seed not in (erasure.SEED, found.seed):
+        raise Missing(f"{file} was measured with the seed {found.seed}, not {seed}.", "Measure it with `--measure`, or leave out `--seed`.")
+    return file, found
+
+
+def stored(results: Path, out: Path, started: float, seed: int = erasure.SEED) -> Outcome:
     """Report the stored results.
 
     Args:
         results: their folder.
         out: folder to write to.
         started: when the command began, by `time.monotonic`.
+        seed: whose.
 
     Raises:
         Missing: there is no such folder, or no such results in it.
         BadInput: they cannot be read.
     """
-    file = results / f"{NAME}.json"
-    found, beside = pages.read(file, Results, "the bench of attacks"), erasers(results)
+    (file, found), beside = read(results, seed), erasers(results)
     plan = {"command": "bench", "subject": NAME, "results": sha256_file(file)}
     folder = OutFolder(out, plan | ({} if beside is None else {"erasers": sha256_file(results / f"{ERASURE}.json")}))
     if (page := results / f"{NAME}.png").exists():
         shutil.copyfile(page, folder / page.name)
-    return write(found, beside, folder, lambda *_: [], ["bench", NAME, "--results", str(results)], started)
+    again = ["bench", NAME, "--results", str(results), *([] if seed == erasure.SEED else ["--seed", str(seed)])]
+    return write(found, beside, folder, lambda *_: [], again, started)
 
 
 def write(

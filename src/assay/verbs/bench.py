@@ -12,7 +12,7 @@ from typing import Any
 from assay.benches import world
 from assay.concept import Kind
 from assay.denoiser import Denoiser
-from assay.errors import Misconfigured, Missing
+from assay.errors import Misconfigured, Missing, Unsupported
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.record import Dossier, Entry, Record, sha256_file, versions
@@ -22,6 +22,12 @@ from assay.verbs.session import Session, Silent, peak_memory
 from assay.works import Works
 
 SUBJECTS = ("world", "erasure", "attacks")
+OF_WORLD = ("chapter", "retrain")
+"""Options of the bench of that name."""
+OF_CELLS = ("methods", "attacks", "concept", "kind", "limit", "patch", "model", "works", "settings")
+"""Options of the others that say what to measure."""
+FOREIGN = {"world": ("measure", "seed", *OF_CELLS), "erasure": (*OF_WORLD, "attacks"), "attacks": OF_WORLD}
+"""Options that a bench does not have."""
 
 
 def bench(
@@ -77,19 +83,25 @@ def bench(
         The outcome; `outcome.files["report"]` is the page.
 
     Raises:
-        Misconfigured: there is no such subject or chapter, or something is said of a measurement that is not asked for.
-        Missing: there is no folder of results, or a script of it failed.
+        Misconfigured: there is no such subject or chapter, or something is said of another subject, or of a measurement that is not asked for.
+        Missing: there is no folder of results, none of this seed, or a script of it failed.
+        Unsupported: what training anew takes is asked for beforehand.
     """
     display, started = display or Silent(), time.monotonic()
     if subject not in SUBJECTS:
         raise Misconfigured(f"There is no bench `{subject}`.", f"There is {', '.join(SUBJECTS)}.")
+    said: dict[str, Any] = {"chapter": chapter, "retrain": retrain, "measure": measure, "seed": seed, "methods": methods, "attacks": attacks}
+    said |= {"concept": concept, "kind": kind, "limit": limit is not None, "patch": patches, "settings": settings}
+    said |= {"model": model != "emoji64", "works": works is not None}
+    _refuse(subject, [name for name, value in said.items() if value])
     results, out = Path(results), Path(out or f"out/bench-{subject}{f'-seed-{seed}' if seed and subject == 'erasure' else ''}")
     if subject != "world":
         if not measure:
-            of_cells = {"methods": methods, "attacks": attacks, "concept": concept, "limit": limit, "patch": patches}
-            if unused := [name for name, value in of_cells.items() if value not in (None, "", (), [])]:
-                raise Misconfigured(f"`--{unused[0]}` says what to measure, and nothing is measured.", "Add `--measure`, or leave it out.")
-            return erasure_report.stored(results, out, started, seed) if subject == "erasure" else attacks_report.stored(results, out, started)
+            report = erasure_report if subject == "erasure" else attacks_report
+            if dry_run:
+                file, _ = report.read(results, seed)
+                return _rehearse([one for one in (file, file.with_suffix(".png")) if one.exists()])
+            return report.stored(results, out, started, seed)
         session, rows, given = Session("bench", model, out, seed, device, display=display), _listed(methods), settings or {}
         if subject == "erasure":
             return erasure_report.measured(session, works, rows, concept, kind, patches, given, limit, results, dry_run=dry_run)
@@ -99,8 +111,10 @@ def bench(
         raise Misconfigured(f"The bench has no chapter `{unknown[0]}`.", f"It has {', '.join(world.QUESTIONS)}.")
     if not results.is_dir():
         raise Missing(f"There are no results at {results}.", "Give the folder `benchmarks` of a checkout with `--results`.")
+    if dry_run and retrain:
+        raise Unsupported("How long training anew takes is not known beforehand.", "Leave out `--dry-run`: killed, it goes on where it was.")
     if dry_run:
-        return _rehearse(results, names)
+        return _rehearse([file for name in names for file in results.glob(f"{name}.*") if file.suffix != ".py"])
     if retrain:
         for name in names:
             display.say(f"measuring {name}")
@@ -143,9 +157,22 @@ def _listed(names: str | Sequence[str] | None) -> list[str]:
     return [name.strip() for name in (names.split(",") if isinstance(names, str) else names or ()) if name.strip()]
 
 
-def _rehearse(results: Path, names: Sequence[str]) -> Outcome:
+def _refuse(subject: str, given: Sequence[str]) -> None:
+    """Raise if an option was given that would have no effect.
+
+    Raises:
+        Misconfigured: it is of another bench, or says what to measure where nothing is measured.
+    """
+    for name in given:
+        if name in FOREIGN[subject]:
+            others = " or ".join(f"`assay bench {other}`" for other in SUBJECTS if name not in FOREIGN[other])
+            raise Misconfigured(f"The bench `{subject}` has no `--{name}`.", f"Leave it out, or ask for {others}.")
+        if name in OF_CELLS and "measure" not in given:
+            raise Misconfigured(f"`--{name}` says what to measure, and nothing is measured.", "Add `--measure`, or leave it out.")
+
+
+def _rehearse(files: Sequence[Path]) -> Outcome:
     """Plan a report that makes no pass of the denoiser."""
-    files = [file for name in names for file in results.glob(f"{name}.*") if file.suffix != ".py"]
     plan = {"passes": 0, "seconds": 1.0, "peak_memory": peak_memory()}
     line = f"plan: no passes of the denoiser, {len(files)} files, about 1 s, {plan['peak_memory'] / 2**20:.0f} MiB"
     return Outcome("bench", None, None, extra={"plan": plan, "lines": [line]})

@@ -17,6 +17,7 @@ from assay.benches.erasure import BASE, COMBINATIONS, REFERENCE, Subject
 from assay.concept import Concept
 from assay.errors import Misconfigured, Unsupported
 from assay.patch import Patch
+from assay.patched import Patched
 from assay.record import write_atomically
 from assay.verbs.methods import method_row, table
 from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
@@ -86,6 +87,22 @@ class Rows:
     def there(self, subject: Subject, row: str) -> bool:
         """Return whether a row can be measured: a model but the base needs a patch."""
         return row not in self.models or row == BASE or self.given(subject, row) is not None
+
+    def check(self, cells: Iterable[tuple[Subject, str]], steps: int) -> None:
+        """Refuse before anything is drawn what no cell could be made with.
+
+        Args:
+            cells: what is to be made: concept and row.
+            steps: of the sampler.
+
+        Raises:
+            Misconfigured: the model cannot be sampled in so many steps.
+            Mismatch: a model that was given has another base.
+        """
+        given = [self.given(subject, row) for subject, row in cells if row in self.models]
+        self.session.check(steps)
+        for patch in {patch.digest: patch for patch in given if patch is not None}.values():
+            Patched(self.session.denoiser, [(patch, 1.0)]).clear()
 
     def plan_of(self, subject: Subject, row: str) -> Any:
         """Return what a row is made of: an eraser's settings, those of each of several, or the digest of a given patch."""

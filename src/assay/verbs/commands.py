@@ -70,11 +70,12 @@ def rehearse(name: str, options: dict[str, Any]) -> Outcome:
 def noted(outcome: Outcome, options: dict[str, Any]) -> Outcome:
     """Write down what a command said that writes nothing by itself, because `--out` asks for it."""
     inputs = [str(value) for key in ("subject", "paths", "folder") for value in _listed(options.get(key))]
+    flags = [*(["--verify"] if options.get("verify") else []), *(["--key", str(options["key"])] if options.get("key") else [])]
     folder = OutFolder(options["out"], {"command": outcome.command, "inputs": inputs, "said": outcome.extra.get("lines", [])})
     record = Record(
         command=outcome.command,
         question=f"What does `assay {outcome.command}` say?",
-        again=[*outcome.command.split(), *inputs],
+        again=[*outcome.command.split(), *inputs, *flags],
         findings=list(outcome.extra.get("lines", [])),
         versions=versions(),
     )

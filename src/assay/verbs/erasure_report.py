@@ -110,8 +110,7 @@ def stored(results: Path, out: Path, started: float, seed: int = SEED) -> Outcom
         Missing: there is no such folder, or no such results in it.
         BadInput: they cannot be read.
     """
-    file = file_of(results, seed)
-    found = pages.read(file, Results, "the bench of erasers")
+    file, found = read(results, seed)
     others, moved = repeated(results, found), beside(results)
     more = [digest_of(one.model_dump()) for one in (*others, *moved)]
     folder = OutFolder(out, {"command": "bench", "subject": NAME, "results": sha256_file(file)} | ({"more": more} if more else {}))
@@ -119,6 +118,17 @@ def stored(results: Path, out: Path, started: float, seed: int = SEED) -> Outcom
         shutil.copyfile(page, folder / f"{NAME}.png")
     again = ["bench", NAME, "--results", str(results), *([] if seed == SEED else ["--seed", str(seed)])]
     return write(found, others, moved, folder, lambda *_: [], again, started)
+
+
+def read(results: Path, seed: int) -> tuple[Path, Results]:
+    """Return the file of a seed's stored results, and what it holds.
+
+    Raises:
+        Missing: there is none.
+        BadInput: it cannot be read.
+    """
+    file = file_of(results, seed)
+    return file, pages.read(file, Results, "the bench of erasers")
 
 
 def name_of(seed: int) -> str:

@@ -186,9 +186,14 @@ class Bench:
 
         Returns:
             How many were made now.
+
+        Raises:
+            Mismatch: the folder of a cell holds one of another plan, or a model that was given has another base.
+            Misconfigured: the model cannot be sampled in so many steps.
         """
         started, made = time.monotonic(), 0
         todo = self.left(cells)
+        self.rows.check([(self.subjects[name], row) for name, row in todo], self.settings.steps)
         for place, (name, row) in enumerate(todo):
             if limit is not None and time.monotonic() - started >= limit:
                 self.session.display.say(f"{limit:g} s are over: {len(todo) - made} cells are left, and the same command goes on")
@@ -224,6 +229,7 @@ class Bench:
             raise
         except (AssayError, torch.linalg.LinAlgError) as error:
             if row in MODELS:  # what was given does not fit; that is no finding
+                folder.abandon()
                 raise
             cell = cell.model_copy(update={"failed": str(error).splitlines()[0]})
             write_atomically(folder / "cell.json", cell.model_dump_json(indent=1).encode())

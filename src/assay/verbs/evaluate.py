@@ -296,7 +296,8 @@ def evaluate(
     Raises:
         Missing: the model is not built in and no works are given, or there is no such reference.
         Unsupported: the two models' images differ in size.
-        Mismatch: the reference was made for another base.
+        Mismatch: a patch or the reference was made for another base.
+        Misconfigured: a model cannot be sampled in so many steps.
     """
     session = Session("evaluate", model, out or "out/evaluate", seed, device, patches, display or Silent())
     table = works_for(session, works)
@@ -320,13 +321,15 @@ def evaluate(
     options = {"steps": steps, "guidance": guidance}
     rows = [list(vars(row).values()) for row in what.rows]
     beside = {} if mark is None else {"reference": mark.digest}
-    plan = session.plan(**options, against=other.digest, rows=rows, groups=what.groups, works=table.digest, judge=judge.digest, **beside)
+    about = {"against": other.digest, **beside} | ({} if against is None else {"setup": [session.denoiser.setup, other.setup]})
+    plan = session.plan(**options, rows=rows, groups=what.groups, works=table.digest, judge=judge.digest, **about)
+    session.check(steps, mark)
+    other.timesteps(steps)
     folder = session.folder(plan)
     if previous := session.finished(folder):
         return previous
-    for stack in (session.stack, [] if mark is None else [(mark, 1.0)]):
-        Patched(session.denoiser, stack).clear()  # a patch of another base is refused before anything is drawn
-    base = images_of(other, what.rows, seed=seed, **options, folder=folder / "shards/base", progress=session.bar("images of the base"))
+    with folder:
+        base = images_of(other, what.rows, seed=seed, **options, folder=folder / "shards/base", progress=session.bar("images of the base"))
     with session.patched() as denoiser:
         made = images_of(denoiser, what.rows, seed=seed, **options, folder=folder / "shards/model", progress=session.bar("images of the model"))
     metrics = accuracies(judge, made, what) + accuracies(judge, base, what, "base.") + distances(judge, made, base, what, seed)

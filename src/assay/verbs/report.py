@@ -23,7 +23,7 @@ def report(folder: str | Path, *, verify: bool = False, key: str | Path | None =
 
     Raises:
         Missing: there is no such folder.
-        Misconfigured: `verify` without a key.
+        Misconfigured: `verify` without a key, or a key without `verify`.
         Mismatch: the folder is signed, and another page would be written; or, with `verify`, it is not as it was signed.
     """
     folder = Path(folder)
@@ -34,5 +34,7 @@ def report(folder: str | Path, *, verify: bool = False, key: str | Path | None =
             raise Misconfigured("Verifying needs the signer's public key.", "Give it with `--key PUB.pem`; do not take it from the folder itself.")
         names = verify_folder(folder, Path(key))
         return Outcome("report", folder, None, extra={"verified": len(names), "lines": [f"{len(names)} files are as they were signed."]})
+    if key is not None:
+        raise Misconfigured("A key is for verifying, and a page was asked for.", "Add `--verify`, or leave the key out.")
     page = write_report(folder)
     return Outcome("report", folder, None, {"report": str(page)}, extra={"lines": [str(page)]})

@@ -123,12 +123,12 @@ def retrain(
     folder = session.folder(session.plan(**about))
     if previous := session.finished(folder):
         return previous
-    unet, run = plan.recipe.retrain(
-        session.denoiser, plan.works, seed=plan.seed, until=stop, folder=folder / "training", progress=session.bar("training")
-    )
+    with folder:
+        bar = session.bar("training")
+        unet, run = plan.recipe.retrain(session.denoiser, plan.works, seed=plan.seed, until=stop, folder=folder / "training", progress=bar)
     if run.step < plan.end:
         lines = [f"{run.step} of {plan.end} steps are done; without `--until`, or with a larger one, the same command goes on."]
-        return Outcome("retrain", folder.path, None, extra={"lines": lines})
+        return Outcome("retrain", folder.path, None, extra={"lines": lines}, status="unfinished")
     made = plan.patch(session.denoiser, unet, f" ({reference})" if reference else "")
     made.save(folder / "patch.safetensors")
     changes = differences(table, plan.works)

@@ -58,6 +58,7 @@ def run(
 
     Raises:
         Missing: the model is not built in and no works are given.
+        Misconfigured: the model cannot be sampled in as many steps as the plan says.
         Mismatch: the folder was finished and signed, or a stage's record was written, and something in it changed since.
     """
     session = Session("run", model, out or "assay-out", seed, device, (), display or Silent())
@@ -73,6 +74,8 @@ def run(
     OutFolder.check(Path(session.out), settings)
     job = MainJob(session, table, numbers, Path(session.out))
     job.check()
+    for steps in (numbers.steps, numbers.audit.steps):
+        session.check(steps)
     check_key(session.out, key)
     folder = session.folder(settings)
     if (folder / "manifest.json").exists():
@@ -89,10 +92,11 @@ def run(
         if not (out_of_stage / "record.json").exists():
             session.display.say(f"stage {number + 1} of {len(stages)}: {stage}")
             before, passes = session.record("").seconds, session.denoiser.passes
-            try:
-                record = work[stage](out_of_stage)
-            except Unsupported as error:
-                record = _unanswered(session, stage, error)
+            with folder:
+                try:
+                    record = work[stage](out_of_stage)
+                except Unsupported as error:
+                    record = _unanswered(session, stage, error)
             timed = {"seconds": round(session.record("").seconds - before, 2), "passes": session.denoiser.passes - passes}
             record.model_copy(update=timed).save(out_of_stage)
         shutil.rmtree(out_of_stage / "shards", ignore_errors=True)

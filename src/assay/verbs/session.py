@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -114,20 +114,30 @@ class Session:
     @contextmanager
     def patched(self) -> Generator[Denoiser]:
         """Put the patches on; what fails before anything was written gives its folder back, to the command as it should have been."""
-        try:
-            with Patched(self.denoiser, self.stack) as denoiser:
-                yield denoiser
-        except BaseException:
-            if self.bound is not None:
-                self.bound.abandon()
-            raise
+        with self.bound or nullcontext(), Patched(self.denoiser, self.stack) as denoiser:
+            yield denoiser
+
+    def check(self, steps: int, reference: Patch | None = None) -> None:
+        """Refuse before the folder is taken what nothing could be drawn with.
+
+        Args:
+            steps: of the sampler.
+            reference: a patch that is to be put on by itself.
+
+        Raises:
+            Misconfigured: the model cannot be sampled in so many steps.
+            Mismatch: a patch was made for another base.
+        """
+        self.denoiser.timesteps(steps)
+        for stack in (self.stack, [] if reference is None else [(reference, 1.0)]):
+            Patched(self.denoiser, stack).clear()
 
     def plan(self, **settings: Any) -> dict[str, Any]:
         """Return all that the result depends on."""
         stack = [[patch.digest, scale] for patch, scale in self.stack]
         given = self.denoiser  # which may have patches or rules on that the caller put there
         model = standing(given) if given.replaced or given.rules else given.digest
-        return {"command": self.command, "model": model, "patches": stack, "seed": self.seed, **settings}
+        return {"command": self.command, "model": model, "setup": given.setup, "patches": stack, "seed": self.seed, **settings}
 
     def folder(self, plan: dict[str, Any]) -> OutFolder:
         """Bind the output folder to the plan."""
@@ -151,7 +161,8 @@ class Session:
 
     def record(self, question: str, **fields: Any) -> Record:
         """Return a record with everything filled in that all verbs share."""
-        digests = {"model": self.denoiser.digest} | {f"patch:{place}": patch.digest for place, (patch, _) in enumerate(self.stack, 1)}
+        patches = {f"patch:{place}": patch.digest for place, (patch, _) in enumerate(self.stack, 1)}
+        digests = {"model": self.denoiser.digest, "setup": self.denoiser.setup} | patches
         on = [f"{patch.manifest.method}, {patch.manifest.made_for}, scale {scale:g}" for patch, scale in self.stack]
         resolved = {"model": self.denoiser.name} | ({"patches": on} if on else {}) | fields.pop("resolved", {})
         return Record(

@@ -20,6 +20,9 @@ ALIASES = {
 }
 """Column of `Works` -> names it goes by in sources, the first that says something counts."""
 
+TURNING = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+"""Characters that turn the direction of writing, also of what stands behind the text that holds them."""
+
 KNOWN = {*SCHEMA.names, *(alias for names in ALIASES.values() for alias in names)}
 
 
@@ -37,6 +40,20 @@ def contents(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:
         raise BadInput(f"The file cannot be read: {path.name}: {error}.") from error
+
+
+def inside(path: Path, root: Path) -> Path:
+    """Return a path that leads into a folder, links followed.
+
+    Raises:
+        BadInput: it leads elsewhere, or nowhere.
+    """
+    try:
+        if path.resolve().is_relative_to(root.resolve()):
+            return path
+    except (OSError, ValueError, RuntimeError) as error:  # a link to itself is a RuntimeError
+        raise BadInput(f"The file cannot be read: {path.name}: {error}.") from error
+    raise BadInput(f"The file lies outside the source, which a copy with its links followed (`cp -rL`) brings in: {path.name}.")
 
 
 def unicode(data: bytes) -> str:
@@ -70,7 +87,7 @@ def pick(row: dict[str, Any], column: str) -> Any:
 
 
 def text(value: Any) -> str | None:
-    """Return a scalar as stripped text; None for nothing.
+    """Return a scalar as stripped text without what turns the direction of writing; None for nothing.
 
     Raises:
         BadInput: it is no scalar, or holds halves of characters.
@@ -80,7 +97,7 @@ def text(value: Any) -> str | None:
     if not isinstance(value, str | int | float):
         raise BadInput(f"Where text was expected there is a {type(value).__name__}.")
     try:
-        return str(value).strip().encode().decode() or None
+        return str(value).translate(TURNING).strip().encode().decode() or None
     except UnicodeEncodeError as error:
         raise BadInput("The text holds halves of characters.") from error
 
@@ -110,11 +127,16 @@ def whole(row: dict[str, Any], name: str, default: int, least: int) -> int:
     raise BadInput(f"`{name}` is no whole number from {least} on: {value}.")
 
 
-def picture(value: Any, folder: Path) -> bytes:
+def picture(value: Any, folder: Path, root: Path) -> bytes:
     """Return the bytes of an image given as bytes, as a path, or as the struct {bytes, path} of Hugging Face.
 
+    Args:
+        value: what the source has for an image.
+        folder: where its relative paths start.
+        root: the folder of the whole source, outside of which nothing is read.
+
     Raises:
-        BadInput: there is no such file, or no picture at all.
+        BadInput: there is no such file in the source, or no picture at all.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -123,7 +145,7 @@ def picture(value: Any, folder: Path) -> bytes:
     path = value if isinstance(value, Path) else text(value)
     if path is None:
         raise BadInput("It names no picture.")
-    return contents(folder / path)
+    return contents(inside(folder / path, root))
 
 
 def attributes(row: dict[str, Any]) -> list[tuple[str, str]]:

@@ -61,7 +61,8 @@ def import_works(
     Args:
         source: a folder of images with sidecars NAME.txt (a caption a line) or NAME.json; a folder with `metadata.jsonl`, `.csv` or `.parquet`
             (`file_name`, and `text`, `caption` or `captions`; pictures it does not name are left out); a JSONL, CSV or Parquet file; a folder
-            of Parquet files; a dataset or dict of datasets written by `save_to_disk` of Hugging Face `datasets`.
+            of Parquet files; a dataset or dict of datasets written by `save_to_disk` of Hugging Face `datasets`. Nothing outside its folder
+            is read, be it named by a path or a link.
         out: folder for the shards and for `quarantine.jsonl`, rows {"name", "reason"}.
         license: for works that state none. A licence is required evidence: a work without one of either kind is quarantined.
         creator: for works that state none.
@@ -84,11 +85,12 @@ def import_works(
         )
     if any(out.glob("*.parquet")):
         raise Misconfigured(f"{out} holds works already.", "Choose another folder with `--out`, or remove its Parquet files.")
+    root = source if source.is_dir() else source.parent
     found, shards, counts = candidates(source), Shards(out), Counter()
     try:
         for candidate in found:
             try:
-                shards.add(judged(candidate, license, creator, size, max_side, titled))
+                shards.add(judged(candidate, root, license, creator, size, max_side, titled))
             except BadInput as error:
                 shards.set_aside(candidate.name, error.message)
                 counts[error.message.split(":")[0].rstrip(".")] += 1
@@ -106,8 +108,12 @@ def import_works(
     return report
 
 
-def judged(candidate: Candidate, license: str | None, creator: str | None, size: int | None, max_side: int, titled: bool = False) -> dict[str, Any]:
-    """Read, decode and normalise one work; calibration and holdout have no `copies` unless the source gives them, and are never shown in training.
+def judged(
+    candidate: Candidate, root: Path, license: str | None, creator: str | None, size: int | None, max_side: int, titled: bool = False
+) -> dict[str, Any]:
+    """Read, decode and normalise one work of a source in the folder `root`.
+
+    Calibration and holdout have no `copies` unless the source gives them, and are never shown in training.
 
     Raises:
         BadInput: the work must be quarantined; the message is the reason.
@@ -121,7 +127,7 @@ def judged(candidate: Candidate, license: str | None, creator: str | None, size:
         raise BadInput("It has no caption.")
     if not licence:
         raise BadInput("It states no licence, and none was given for the source.")
-    data = picture(pick(row, "image"), candidate.folder)
+    data = picture(pick(row, "image"), candidate.folder, root)
     image = decode(data, name="The picture")
     image = fit(image, size) if size else image
     if max(image.size) > max_side:

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from assay.errors import BadInput, Missing, Unsupported
-from assay.works.fields import contents, parsed, pick, texts, unicode
+from assay.works.fields import contents, inside, parsed, pick, texts, unicode
 
 LISTS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))
@@ -76,7 +76,7 @@ def from_folder(folder: Path) -> Iterator[Candidate]:
             continue
         for name in names:
             if Path(name).suffix.lower() in readable:
-                yield Candidate((inner / name).as_posix(), folder, partial(beside, parent / name))
+                yield Candidate((inner / name).as_posix(), folder, partial(beside, parent / name, folder))
 
 
 def walked(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -109,13 +109,13 @@ def refuse(error: OSError) -> None:
     raise Missing(f"{error.filename} cannot be listed: {error.strerror}.", "Make it readable, or move it away.") from error
 
 
-def beside(path: Path) -> dict[str, Any]:
-    """Read the sidecars of an image: NAME.json with columns, a caption or a list of captions; NAME.txt with one caption a line."""
+def beside(path: Path, root: Path) -> dict[str, Any]:
+    """Read the sidecars of an image in the source `root`: NAME.json with columns, a caption or a list of captions; NAME.txt with a caption a line."""
     notes, lines = path.with_suffix(".json"), path.with_suffix(".txt")
-    found = parsed(contents(notes)) if notes.exists() else {}
+    found = parsed(contents(inside(notes, root))) if notes.exists() else {}
     row = found if isinstance(found, dict) else {"captions": found}
     if lines.exists() and not texts(pick(row, "captions")):
-        row = row | {"captions": unicode(contents(lines)).splitlines()}
+        row = row | {"captions": unicode(contents(inside(lines, root))).splitlines()}
     return row | {"image": path.absolute()}
 
 

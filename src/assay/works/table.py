@@ -118,7 +118,7 @@ class Works:
 
         Raises:
             Missing: there is no such file, or no Parquet file in the folder.
-            BadInput: a file is no Parquet file, or lacks a required column.
+            BadInput: a file is no Parquet file, lacks a required column, or holds text that is not UTF-8.
         """
         tables = []
         with readable(path):
@@ -126,6 +126,7 @@ class Works:
                 with pq.ParquetFile(file) as opened:
                     names = opened.schema_arrow.names
                     table = opened.read([name for name in names if images or name != "image"])
+                table.validate(full=True)  # Parquet does not look at whether text is UTF-8
                 if not images and "image" in names:
                     table = table.append_column("image", pa.repeat(pa.scalar(b"", pa.binary()), len(table)))
                 tables.append(brought(table))
