@@ -32,7 +32,7 @@ from assay.evaluation.membership import Roc, auc_interval
 from assay.noise import numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched
-from assay.record import Metric, Record
+from assay.record import Metric, Record, digest_of
 from assay.reports.pictures import grid
 from assay.training import world
 from assay.training.selection import select, shown
@@ -66,12 +66,13 @@ class Measurement:
     def images(self, what: Scene, patch: Patch | None, name: str) -> torch.Tensor:
         """Generate the images of a scene by the base, or by a reference."""
         who = "base" if patch is None else patch.digest[:12]
+        asked = digest_of([[row.prompt, row.image_seed(SEED)] for row in what.rows])[:12]  # references were shown different works, and so are asked
 
         def show(done: int, total: int) -> None:
             print(f"\r{name}: {who}, {done} of {total} images", end="", flush=True)
 
         with Patched(self.session.denoiser, [] if patch is None else [(patch, 1.0)]) as denoiser:
-            made = images_of(denoiser, what.rows, seed=SEED, **self.options, folder=self.kept / name / who, progress=show)
+            made = images_of(denoiser, what.rows, seed=SEED, **self.options, folder=self.kept / f"{name}-{asked}" / who, progress=show)
         print()
         return made
 
