@@ -277,7 +277,13 @@ def test_predictions_of_another_kind_are_refused():
 @pytest.mark.parametrize("kind", ["sd-epsilon", "sdxl"])
 def test_parts_that_do_not_fit_are_refused(kind):
     """As of a checkpoint put together of several, or for another task: the network would fail in the middle of a pass, in words of matrices."""
-    for part, other in (("text_encoder", None), ("vae", None), ("unet", {"cross_attention_dim": 20}), ("unet", {"in_channels": 9})):
+    for part, other in (
+        ("text_encoder", None),
+        ("tokenizer", None),
+        ("vae", None),
+        ("unet", {"cross_attention_dim": 20}),
+        ("unet", {"in_channels": 9}),
+    ):
         pipeline = tiny_pipeline(kind)
         if other is None:
             setattr(pipeline, part, None)

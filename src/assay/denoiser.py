@@ -143,8 +143,9 @@ class Denoiser:
             settings = config.to_diff_dict() if hasattr(config, "to_diff_dict") else config
             about.append({key: value for key, value in settings.items() if not key.startswith("_") and key not in OF_SAVING})
         for tokenizer, _ in self.family.encoders:
-            merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges") if tokenizer.is_fast else None
-            about.append([tokenizer.get_vocab(), merges, tokenizer.pad_token_id, tokenizer.model_max_length])
+            how = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
+            steps = [how["model"].get("merges"), *(how.get(step) for step in ("normalizer", "pre_tokenizer", "post_processor"))]
+            about.append([tokenizer.get_vocab(), steps, tokenizer.pad_token_id, tokenizer.model_max_length])
         return digest_of(about)
 
     @torch.no_grad()

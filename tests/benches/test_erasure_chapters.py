@@ -66,7 +66,11 @@ def test_a_bar_met_by_a_few_pictures_is_not_certain():
     """UCE leaves nothing of 20 and 10 of 40 as the base does, but 20 pictures cannot tell 0 from 17 %; of 2,000 they tell it from 1 %."""
     cells = [cell("base", 16, 10), cell("reference", 2, 10), cell("uce", 0, 10)]
     found = results(cells)
-    assert chapter(found, found.concepts[0]).findings[1].startswith("Of these, for certain (95 % intervals of the differences): none; with as little")
+    assert (
+        chapter(found, found.concepts[0])
+        .findings[1]
+        .startswith("Of these, for certain (95 % intervals of the differences, which so few images hardly allow): none;")
+    )
     many = [
         one.model_copy(update={"shares": {name: Share(hits=100 * each.hits, n=100 * each.n) for name, each in one.shares.items()}}) for one in cells
     ]
@@ -133,7 +137,7 @@ def test_a_composition_that_the_base_never_draws_cannot_be_taken_out():
     about = About(name="cats", kind="object", heads=heads, things=["cats"], reference="", anchor="dog")
     for before, said in (
         (0, "the base never shows the pair"),
-        (8, "1 of them also halve the pair (uce, the pair from 40% to 20% (8% to 42%), `cats` by 0 points)"),
+        (8, "1 of them also halve the pair (uce: the pair falls from 40% to 20% (8% to 42%), `cats` changes by +0 points)"),
     ):
         rows = []
         for row, target in (("base", before), ("uce", before // 2)):

@@ -49,7 +49,7 @@ def test_a_process_and_its_forks_share_what_it_holds_while_any_of_it_is_used(tmp
     first, second = OutFolder(tmp_path / "out", PLAN), OutFolder(tmp_path / "out", PLAN)
     worker = multiprocessing.get_context("fork").Process(target=OutFolder, args=(tmp_path / "out", PLAN))
     worker.start()
-    worker.join()
+    worker.join(60)
     assert worker.exitcode == 0
     del first
     assert locked(tmp_path / "out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import assay
-from assay.concept import Concept
+from assay.concept import Concept, together
 from assay.denoiser import tensor_digest
 from assay.erasure import esd, uce
 from assay.errors import Misconfigured, Mismatch, Unsupported
@@ -92,3 +92,12 @@ def test_of_the_paper_s_presets_the_one_for_this_kind_of_concept_is_used(kind, e
     assert outcome.record is not None
     assert outcome.record.given["preset"] == expected
     assert outcome.record.resolved["rounds"] == (3 if kind == "free" else 1)
+
+
+def test_several_concepts_have_the_preset_of_their_one_kind_in_any_order(tmp_path):
+    """A style and an object have no preset in common; two styles have one."""
+    style, other, thing = Concept("red", "style", "blue"), Concept("green", "style", "blue"), Concept("hat", "object", "sun")
+    for number, (parts, expected) in enumerate([([style, thing], "paper"), ([thing, style], "paper"), ([style, other], "paper-style")]):
+        outcome = assay.erase(tiny("sd-epsilon"), together(parts), method="rece", out=tmp_path / str(number))
+        assert outcome.record is not None
+        assert outcome.record.given["preset"] == expected

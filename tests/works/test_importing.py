@@ -325,6 +325,19 @@ def test_nothing_outside_the_source_is_read(source, out, tmp_path, kind):
     assert set(Works.read(out).column("file_hash")) == {hashlib.sha256(png(1)).hexdigest()}
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "works.parquet"])
+def test_a_table_that_leads_outside_is_not_read(source, out, tmp_path, name):
+    """The import ends: whoever made the folder could else have tables of the machine imported."""
+    put(source / "a.png", png(1))
+    if name.endswith(".csv"):
+        put(tmp_path / "secret", "file_name,text\na.png,secret\n")
+    else:
+        pq.write_table(pa.Table.from_pylist([{"image": png(2), "text": "secret"}]), tmp_path / "secret")
+    (source / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInput, match="outside the source"):
+        import_works(source, out, license="MIT")
+
+
 def test_what_turns_the_direction_of_writing_is_left_out(source, out):
     """Expected: the words without overrides, embeddings and isolates, which would turn the figures behind them; a mark that turns nothing stays."""
     put(source / "a.png", png())

@@ -88,7 +88,7 @@ def held(about: About, cells: Mapping[str, Cell]) -> list[str]:
         before = share(about, cells[BASE], "neighbours")
         near = ", ".join(row for row in met if before.value - share(about, cells[row], "neighbours").value <= COST + ROUNDING) or "none"
         also = f"; with as little off neighbours: {near}" if before.n else ""
-        said.append(f"Of these, for certain (95 % intervals of the differences): {sure}{also}.")
+        said.append(f"Of these, for certain (95 % intervals of the differences, which so few images hardly allow): {sure}{also}.")
     if several := bars(about, cells, together(cells)):
         meet = ", ".join(row for row, both in several.items() if all(both)) or "none"
         said.append(f"Of {len(several)} combination{'' if len(several) == 1 else 's'} of erasers these meet both bars: {meet}.")

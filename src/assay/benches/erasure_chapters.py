@@ -35,7 +35,8 @@ SHOWS_NOT = [
     "are taken as exact: intervals of distances leave their own error out.",
     "SLD moves nothing where the prompt is the concept's own words: it pushes away from what the prompt already is.",
     "Intervals are over images of one seed: two erasures that differ in it alone may differ by more. What has several seeds has a table of its own.",
-    "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images.",
+    "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images. That a bar is met for certain "
+    "such numbers can hardly show: an eraser that draws everything else as the base does has an interval of 15 points.",
     "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
     "A canary's copies are told by a threshold that flags 2 % of works never trained on; a faint copy may be missed.",
     "The reference for families, weapons and canaries is one model that saw none of them.",
@@ -213,8 +214,8 @@ def _apart(about: About, cells: dict[str, Cell]) -> list[str]:
     if not before:
         return [f"{said}; the base never shows the pair, so nothing is to be taken out."]
     each = "; ".join(
-        f"{row}, the pair from {before:.0%} to {_said(share(about, cells[row], 'target'))}, "
-        + ", ".join(f"`{thing}` by {100 * lost:.0f} points" for thing, lost in zip(about.things, falls[row], strict=True))
+        f"{row}: the pair falls from {before:.0%} to {_said(share(about, cells[row], 'target'))}, "
+        + ", ".join(f"`{thing}` changes by {0 - 100 * lost:+.0f} points" for thing, lost in zip(about.things, falls[row], strict=True))
         for row in gone
     )
     sparing = f" Everything else falls by at most {COST:.0%} too with {', '.join(spared) or 'none'}." if gone else ""

@@ -68,7 +68,7 @@ def like_retraining(
 
 def fall(base: Shares, shares: Shares) -> float:
     """Return by how much everything else is below the base's: the larger fall of title and style."""
-    return max(base.rest - shares.rest, 0.0 if base.other is None or shares.other is None else base.other - shares.other)
+    return max(base.rest - shares.rest, -1.0 if base.other is None or shares.other is None else base.other - shares.other)
 
 
 def comparable(concepts: Mapping[str, Mapping[str, Shares | None]]) -> dict[str, dict[str, Shares | None]]:

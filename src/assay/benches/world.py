@@ -122,7 +122,7 @@ def _digits(figures: Figures) -> Record:
             *_metrics(unseen, "higher", "attribution.unseen.", unseen["models"]),
         ],
         findings=[
-            f"Of members, the likelihood ratio with a work's own variance, the best of five attacks, finds {best['tpr_at_0.1%']['value']:.1%} at one "
+            f"Of members, the likelihood ratio with a work's own variance, the best of nine attacks, finds {best['tpr_at_0.1%']['value']:.1%} at one "
             f"false accusation in 1,000, the plain loss {plain['tpr_at_0.1%']['value']:.1%} (chance 0.1 %).",
             f"Two seeds agree on how subsets rank with {unseen['seed_to_seed']['value']:.2f}, so that no prediction of an unseen digit's loss can "
             f"be expected to score above {_between(unseen['ceiling'], 2)}; a datamodel fitted to half of the trainings scores "

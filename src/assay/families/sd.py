@@ -70,7 +70,8 @@ class StableDiffusion:
         Raises:
             Unsupported: one is missing, or the UNet reads other states or latents than the text encoders and the autoencoder make.
         """
-        if absent := [part for part, module in self.components.items() if module is None]:
+        parts = self.components | dict(zip(("tokenizer", "tokenizer_2"), (coder for coder, _ in self.encoders), strict=False))
+        if absent := [part for part, module in parts.items() if module is None]:
             raise Unsupported(f"{name} has no {' and no '.join(absent)}.", "Save the pipeline with every component.")
         if not isinstance(self.pipeline.unet, UNet2DConditionModel):
             return

@@ -85,6 +85,7 @@ class OutFolder:
         """Give the folder back after a failure, to the command as it should have been."""
         if kind is not None:
             self.abandon()
+            self._hold = None  # a notebook keeps the failure, and with it this folder
 
     def abandon(self) -> None:
         """Remove the folder if nothing but the plan is in it."""

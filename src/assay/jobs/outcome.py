@@ -25,7 +25,7 @@ class Outcome:
         files: role -> path of every file of interest.
         extra: further keys of the JSON object (`methods`, `plan`).
         next: commands that the user may want to run next.
-        status: `unfinished` where the command was told to stop before its end.
+        status: `unfinished` where a training was told to stop before its end.
     """
 
     command: str

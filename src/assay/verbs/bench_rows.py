@@ -127,12 +127,12 @@ class Rows:
             Unsupported: it is not finite.
         """
         if (folder / "cost.json").exists() and (folder / "patch.safetensors").exists():
-            return self._finite(Patch.load(folder / "patch.safetensors")), json.loads((folder / "cost.json").read_bytes())
+            return Patch.load(folder / "patch.safetensors"), json.loads((folder / "cost.json").read_bytes())
         denoiser, module = self.session.denoiser, self.modules[method]
         bar = self.session.bar(f"erasing {concept.name} by {method}")
         resumed = any((folder / "training").rglob("*.*"))
         fresh, before, start = reset_peak(), denoiser.passes, time.monotonic()
-        made = module.erase(denoiser, concept, self.chosen[method], seed=self.session.seed, progress=bar, folder=folder / "training")
+        made = self._finite(module.erase(denoiser, concept, self.chosen[method], seed=self.session.seed, progress=bar, folder=folder / "training"))
         seconds, passes, peak = time.monotonic() - start, denoiser.passes - before, peak_since() if fresh else None
         folder.mkdir(parents=True, exist_ok=True)
         made.save(folder / "patch.safetensors")
@@ -146,7 +146,7 @@ class Rows:
             "patch_bytes": (folder / "patch.safetensors").stat().st_size,
         }
         write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
-        return self._finite(made), cost
+        return made, cost
 
     def stacked(self, row: str, concept: Concept, folder: Path) -> tuple[list[Patch], dict[str, Any]]:
         """Make the patches of a row, each in a folder of its own where it has several, and return them with what they cost together."""

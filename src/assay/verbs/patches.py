@@ -116,7 +116,8 @@ def patch_fuse(
         return Record(
             command="patch fuse",
             question="What is the model with these patches on?",
-            digests={"model": denoiser.digest} | {f"patch:{place}": patch.digest for place, (patch, _) in enumerate(pairs, 1)},
+            digests={"model": denoiser.digest, "setup": denoiser.setup}
+            | {f"patch:{place}": patch.digest for place, (patch, _) in enumerate(pairs, 1)},
             findings=[f"`{made.name}` is a plain diffusers folder with {len(pairs)} patches in its weights{', forced' if force else ''}."],
         )
 
@@ -124,7 +125,8 @@ def patch_fuse(
         whole = folder / "model"  # of this plan, by one that was killed before its record: it came into place at once
         return whole if whole.is_dir() else fuse(denoiser, pairs, whole, force=force)
 
-    plan = {"model": denoiser.digest, "patches": [[patch.digest, factor] for patch, factor in pairs], "force": force}
+    given = [[patch.digest, factor] for patch, factor in pairs]
+    plan = {"model": denoiser.digest, "setup": denoiser.setup, "patches": given, "force": force}
     again = [*map(str, paths), "--model", model, *(["--force"] if force else [])]
     outcome = _write("patch fuse", plan, out, again, made, about)
     return replace(outcome, next=(f'assay generate {outcome.files["model"]} --prompt "..."',))

@@ -54,7 +54,7 @@ def candidates(source: Path) -> Iterator[Candidate]:
     if any(all((source / name).is_file() for name in names) for names in SAVED):
         return from_saved_dataset(source)
     if source.is_dir():
-        tables = [] if any((source / name).is_file() for name in LISTS) else sorted(source.glob("*.parquet"))
+        tables = [] if any((source / name).is_file() for name in LISTS) else [inside(path, source) for path in sorted(source.glob("*.parquet"))]
         return (candidate for table in tables for candidate in from_parquet(table)) if tables else from_folder(source)
     kinds = {".jsonl": from_json_lines, ".csv": from_csv, ".parquet": from_parquet}
     if source.suffix.lower() not in kinds:
@@ -72,7 +72,7 @@ def from_folder(folder: Path) -> Iterator[Candidate]:
         inner = parent.relative_to(folder)
         if listed := [name for name in LISTS if name in names]:
             folders.clear()
-            yield from (replace(found, name=(inner / found.name).as_posix()) for found in candidates(parent / listed[0]))
+            yield from (replace(found, name=(inner / found.name).as_posix()) for found in candidates(inside(parent / listed[0], folder)))
             continue
         for name in names:
             if Path(name).suffix.lower() in readable:
@@ -208,7 +208,7 @@ def from_saved_dataset(folder: Path, split: str | None = None) -> Iterator[Candi
     told = {"split": SPLITS.get((split or state.split or "").partition("[")[0]), "license": about.license}
     classes = {name: feature["names"] for name, feature in about.features.items() if isinstance(feature, dict) and "names" in feature}
     for file in state.files:
-        for found in from_arrow(folder / Path(file.filename).name):
+        for found in from_arrow(inside(folder / Path(file.filename).name, folder)):
             yield replace(found, read=partial(completed, found.read, told, classes))
 
 
