@@ -196,7 +196,7 @@ def _duplicates(figures: Figures) -> Record:
     )
 
 
-def _between(row: Figures, digits: int = 3) -> str:
+def _between(row: Mapping[str, Any], digits: int = 3) -> str:
     """Write a figure with its interval."""
     return f"{row['value']:.{digits}f} ({row['low']:.{digits}f} to {row['high']:.{digits}f})"
 

@@ -9,6 +9,7 @@ Outputs are losses here: a work that helps has a negative attribution.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -134,7 +135,9 @@ def ceiling(between_seeds: float, seeds: int = 1, *, subsets: int | None = None,
         subsets: how many the agreement was measured on; many if None.
         scored: models that predictions are scored on; many if None.
     """
-    r = 0.0 if between_seeds <= 0 else 1.0 if between_seeds >= 1 else float(brentq(lambda r: ranked(r, subsets) - between_seeds, 0.0, 1.0))
+    inside = 0 < between_seeds < 1
+    root: Any = brentq(lambda r: ranked(r, subsets) - between_seeds, 0.0, 1.0) if inside else min(max(between_seeds, 0.0), 1.0)
+    r = float(root)
     return ranked(float(np.sqrt(seeds * r / (1 + (seeds - 1) * r))), scored)
 
 

@@ -75,7 +75,7 @@ class StableDiffusion:
             raise Unsupported(f"{name} has no {' and no '.join(absent)}.", "Save the pipeline with every component.")
         if not isinstance(self.pipeline.unet, UNet2DConditionModel):
             return
-        unet = self.pipeline.unet.config
+        unet: Any = self.pipeline.unet.config
         wide, read = sum(encoder.config.hidden_size for _, encoder in self.encoders), unet.cross_attention_dim
         if unet.encoder_hid_dim_type is None and {wide} != set(read if isinstance(read, list | tuple) else [read]):
             what = f"{name} has a UNet that reads states of width {read}, and text encoders that make states of width {wide}"
