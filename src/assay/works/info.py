@@ -221,7 +221,11 @@ def duplicates(
             "A cluster joins works step by step: its two ends may differ by more than the threshold.",
             "That two works look alike does not say that one was copied from the other.",
         ],
-        tables=[sizes_table(sizes), clusters_table(works, labels, sizes), pairs_table(works, pairs[leaking], apart[leaking])],
+        tables=[
+            sizes_table(sizes),
+            *([clusters_table(works, labels, sizes)] if affected else []),
+            *([pairs_table(works, pairs[leaking], apart[leaking])] if leaking.any() else []),
+        ],
         seconds=perf_counter() - start,
         versions=versions(),
     )
