@@ -120,13 +120,13 @@ def main() -> None:
         stack.append((Patch.load(file), 1.0))
         if number in STOPS or number == len(concepts):
             rows.append(measured(f"{options.method}-{number:02d}", number, stack, base)[0])
-    closed: list[tuple[Patch, float]] = []
+    closed_form, closed = replace(uce.Settings(), **uce.PRESETS["small"]), list[tuple[Patch, float]]()
     for number, concept in enumerate(concepts, 1):
         with Patched(denoiser, closed):
-            closed.append((uce.erase(denoiser, concept, replace(uce.Settings(), **uce.PRESETS["small"]), seed=derive(SEED, number)), 1.0))
+            closed.append((uce.erase(denoiser, concept, closed_form, seed=derive(SEED, number)), 1.0))
     in_turn = measured("uce-in-turn", len(concepts), closed, base)[0]
     start = time.monotonic()
-    patch = uce.erase(denoiser, together(concepts), replace(uce.Settings(), **uce.PRESETS["small"]))
+    patch = uce.erase(denoiser, together(concepts), closed_form)
     took = time.monotonic() - start
     at_once = measured("uce-at-once", len(concepts), [(patch, 1.0)], base)[0] | {"seconds": round(took, 1)}
     result = plan | {"sequential": rows, "uce, in turn": in_turn, "uce, all at once": at_once}

@@ -509,6 +509,16 @@ def test_safetensors_that_are_no_patch(tmp_path):
     refused({"delta/x": ones}, fine | {"assay": newer}, "newer")
 
 
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    """As of an eraser that diverged: the file of before stays."""
+    good, bad = (Patch(Manifest(), {"delta/x": torch.tensor([1.0, value])}) for value in (2.0, float("nan")))
+    good.save(tmp_path / "p")
+    with pytest.raises(Unsupported, match="not finite"):
+        bad.save(tmp_path / "p")
+    assert Patch.load(tmp_path / "p").digest == good.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
 # With whole pipelines
 
 

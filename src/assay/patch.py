@@ -212,7 +212,13 @@ class Patch:
         return Patch(about, tensors, self.rules + other.rules)
 
     def save(self, path: str | Path) -> Path:
-        """Write the safetensors file in one step and return its path."""
+        """Write the safetensors file in one step and return its path.
+
+        Raises:
+            Unsupported: the patch could not be read again: it is not finite, or its entries do not fit each other.
+        """
+        if why := unsound(self.tensors):
+            raise Unsupported(f"The patch is not kept: {why}.", "What made it diverged: lower its rate, or raise its ridge.")
         path = Path(path)
         rules = [{"name": rule.name, "prompts": rule.prompts, "settings": dict(rule.settings)} for rule in self.rules]
         about = {"assay": self.manifest.model_dump_json(), "guidance": json.dumps(rules)}

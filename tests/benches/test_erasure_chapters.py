@@ -52,7 +52,7 @@ def test_erasers_are_held_against_retraining():
     record = chapter(found, found.concepts[0])
     bar = "leave at most 10 points more of the target than retraining and take at most 5 off everything else"
     assert record.findings[0] == f"1 of 3 erasers {bar}, in title and in style: uce."
-    assert "Points that everything else falls by where nothing is erased from a model: retraining 0." in record.findings
+    assert any("without an eraser too" in line and line.endswith(": retraining +0.") for line in record.findings)
     assert "salun failed: The training diverged." in record.findings
     assert any("another seed" in finding and "--patch again=" in finding for finding in record.findings)
     whole = verdict(found)

@@ -22,6 +22,7 @@ from assay.memorization.copies import copied
 from assay.patch import Patch
 from assay.record import Dossier, Record
 from assay.testing import tiny, tiny_works
+from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_scenes import pictures
 from assay.verbs.erasures import Bench, counted
 from assay.verbs.evaluate import Scene
@@ -149,6 +150,13 @@ def test_what_no_cell_could_be_made_with_is_refused_before_anything_is_made(work
         with pytest.raises((Mismatch, Misconfigured)):
             ask(works, tmp_path / "out", concept=["solid"], methods="uce", **wrong)
         assert not list(tmp_path.rglob("plan.json"))
+
+
+@pytest.mark.parametrize(("kinds", "rounds"), [(["style"], 1), (["object", "object"], 1), (["style", "object"], 3)])
+def test_a_model_of_one_s_own_is_erased_from_by_the_paper_s_settings_for_this_kind(kinds, rounds):
+    """RECE has three rounds for nudity, and one for styles and for objects (its authors' README); of both kinds the bench has one setting."""
+    subjects = [Subject(str(number), kind, "red", "title=red") for number, kind in enumerate(kinds)]
+    assert Rows(Session("bench", tiny(), "out", 0), subjects, {}, ()).chosen["rece"].rounds == rounds
 
 
 def test_models_that_were_measured_need_not_be_given_again(whole, works):

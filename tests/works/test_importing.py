@@ -325,6 +325,15 @@ def test_nothing_outside_the_source_is_read(source, out, tmp_path, kind):
     assert set(Works.read(out).column("file_hash")) == {hashlib.sha256(png(1)).hexdigest()}
 
 
+def test_a_split_that_leads_outside_is_not_read(source, out, tmp_path):
+    """As for tables: a folder of a saved dict of datasets that is a link to elsewhere."""
+    put(source / "dataset_dict.json", {"splits": ["train"]})
+    saved(tmp_path / "elsewhere", [[entry(0)]])
+    (source / "train").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="outside the source"):
+        import_works(source, out, license="MIT")
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "works.parquet"])
 def test_a_table_that_leads_outside_is_not_read(source, out, tmp_path, name):
     """The import ends: whoever made the folder could else have tables of the machine imported."""

@@ -95,8 +95,8 @@ def held(about: About, cells: Mapping[str, Cell]) -> list[str]:
     base = shares(about, cells[BASE])
     moved = {row: shares(about, cells[row]) for row in MODELS if row != BASE and row in cells}
     names = {REFERENCE: "retraining"}
-    falls = [f"{names.get(row, 'another seed')} {100 * fall(base, other):.0f}" for row, other in moved.items() if base and other]
-    said.append(f"Points that everything else falls by where nothing is erased from a model: {', '.join(falls)}.")
+    changes = [f"{names.get(row, 'another seed')} {0 - 100 * fall(base, other):+.0f}" for row, other in moved.items() if base and other]
+    said.append(f"Everything else changes without an eraser too, by so many points of title or style, whichever is worse: {', '.join(changes)}.")
     if not speaks(about, cells):
         taken = share(about, cells[BASE], "target").value - share(about, cells[REFERENCE], "target").value
         said.append(f"Retraining itself takes only {taken:.0%} off the target: it hardly speaks for `{about.name}`.")

@@ -67,7 +67,7 @@ def generate(**options: Any) -> None:
 @click.option("--kind", type=click.Choice(["style", "object", "work", "free"]), help="What the concept is; guessed for works known to assay.")
 @click.option("--anchor", help="What takes its place; the nearest concept by default.")
 @click.option("--preserve", multiple=True, help="What must stay; repeatable.")
-@click.option("--preset", help="A named set of settings: paper or small.  [default: small for the built-in model, else paper]")
+@click.option("--preset", help="A named set of settings.  [default: small for the built-in model, else the paper's for the kind of concept]")
 @click.option("--works", type=click.Path(), help="Works that say which styles and titles there are.  [default: those of the built-in model]")
 @patch_option
 @shared

@@ -113,7 +113,7 @@ def attack(
     """
     module = import_module(method_row("attacks", method)["module"])
     session = Session("attack", model, out or f"out/attack-{method}", seed, device, patches, display or Silent())
-    preset = preset or ("small" if session.built_in else "paper")
+    preset = preset or session.preset(module.PRESETS)
     given = dict(settings or {})
     chosen = method_settings.resolve(module.Settings, module.PRESETS, preset, given)
     Clock(budget)  # refuses what is no budget before anything is done

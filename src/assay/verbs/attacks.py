@@ -91,8 +91,8 @@ class Bench:
     @cached_property
     def chosen(self) -> dict[str, Any]:
         """The settings of every attack: small for a built-in model, else paper."""
-        preset = "small" if self.session.built_in else "paper"
-        return {name: method_settings.resolve(module.Settings, module.PRESETS, preset, {}) for name, module in self.modules.items()}
+        preset = self.session.preset
+        return {name: method_settings.resolve(module.Settings, module.PRESETS, preset(module.PRESETS), {}) for name, module in self.modules.items()}
 
     def work_of(self, attack: str) -> tuple[int, int]:
         """Return the passes of one search, and those with gradients."""

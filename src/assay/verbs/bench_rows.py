@@ -15,7 +15,7 @@ from typing import Any
 from assay import settings as method_settings
 from assay.benches.erasure import BASE, COMBINATIONS, REFERENCE, Subject
 from assay.concept import Concept
-from assay.errors import Misconfigured, Unsupported
+from assay.errors import Misconfigured
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import write_atomically
@@ -45,7 +45,7 @@ class Rows:
         Raises:
             Misconfigured: a patch is named that no row asks for.
         """
-        self.session, self.models = session, tuple(models)
+        self.session, self.models, self.kinds = session, tuple(models), {subject.kind for subject in subjects}
         names = {*models, *(subject.reference for subject in subjects)} - {BASE, ""}
         if unknown := [name for name in patches if name not in names]:
             raise Misconfigured(f"No row of the bench is called `{unknown[0]}`.", f"Name the patches {', '.join(sorted(names))}.")
@@ -54,9 +54,12 @@ class Rows:
 
     @cached_property
     def chosen(self) -> dict[str, Any]:
-        """The settings of every method: small for a built-in model, else paper."""
-        preset = "small" if self.session.built_in else "paper"
-        return {name: method_settings.resolve(module.Settings, module.PRESETS, preset, {}) for name, module in self.modules.items()}
+        """The settings of every method: small for a built-in model, else the paper's, for concepts of this kind where all are of one."""
+        found = {}
+        for name, module in self.modules.items():
+            preset = self.session.preset(module.PRESETS, self.kinds)
+            found[name] = method_settings.resolve(module.Settings, module.PRESETS, preset, {})
+        return found
 
     def parts(self, row: str) -> list[str]:
         """Return the erasers whose patches make up a row; none of a model's."""
@@ -132,7 +135,7 @@ class Rows:
         bar = self.session.bar(f"erasing {concept.name} by {method}")
         resumed = any((folder / "training").rglob("*.*"))
         fresh, before, start = reset_peak(), denoiser.passes, time.monotonic()
-        made = self._finite(module.erase(denoiser, concept, self.chosen[method], seed=self.session.seed, progress=bar, folder=folder / "training"))
+        made = module.erase(denoiser, concept, self.chosen[method], seed=self.session.seed, progress=bar, folder=folder / "training")
         seconds, passes, peak = time.monotonic() - start, denoiser.passes - before, peak_since() if fresh else None
         folder.mkdir(parents=True, exist_ok=True)
         made.save(folder / "patch.safetensors")
@@ -170,12 +173,6 @@ class Rows:
     @staticmethod
     def _place(row: str, part: str, folder: Path) -> Path:
         return folder if row == part else folder / part
-
-    @staticmethod
-    def _finite(patch: Patch) -> Patch:
-        if not all(bool(tensor.isfinite().all()) for tensor in patch.tensors.values()):
-            raise Unsupported("The patch is not finite.", "Its training diverged: lower the rate.")
-        return patch
 
 
 def known_rows(names: Sequence[str]) -> list[str]:

@@ -101,8 +101,7 @@ def erase(
     session = Session("erase", model, out or f"out/erase-{method}", seed, device, patches, display or Silent())
     table = works_for(session, works)
     target = concept if isinstance(concept, Concept) else concept_for(session, table, concept, kind, anchor, preserve)
-    own = "paper-" + "+".join(sorted({part.kind for part in target.parts or (target,)}))  # of several kinds none has a preset
-    preset = preset or ("small" if session.built_in else own if own in module.PRESETS else "paper")
+    preset = preset or session.preset(module.PRESETS, [part.kind for part in target.parts or (target,)])
     given = dict(settings or {})
     chosen = method_settings.resolve(module.Settings, module.PRESETS, preset, given)
     if dry_run:

@@ -41,11 +41,8 @@ def _write(
     folder = OutFolder(out or f"out/{command.replace(' ', '-')}", {"command": command, **plan})
     roles = {"patch": "patch.safetensors", "model": "model", "lora": "pytorch_lora_weights.safetensors"}
     if not folder.done or not any((folder / name).exists() for name in roles.values()):
-        try:
+        with folder:
             made = write(folder.path)
-        except BaseException:
-            folder.abandon()
-            raise
         words = [*command.split(), *again]
         about(made).model_copy(update={"command": command, "given": plan, "again": words, "versions": versions()}).save(folder.path)
     files = {role: str(folder / name) for role, name in roles.items() if (folder / name).exists()}

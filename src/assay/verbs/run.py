@@ -159,7 +159,6 @@ def _write_summary(session: Session, folder: OutFolder, stages: Sequence[str], n
 
 
 def _cost(session: Session, works: Works, plan: Plan) -> dict[str, Any]:
-    preset = plan.preset or ("small" if session.built_in else "paper")
     try:
         audited = nearest.cost(works, plan.audit)
     except Unsupported:  # the report will say so
@@ -169,7 +168,7 @@ def _cost(session: Session, works: Works, plan: Plan) -> dict[str, Any]:
     training = 0
     for method in METHODS:
         module = import_module(method_row("erasure", method)["module"])
-        cost = module.cost(plan.of(module, preset))
+        cost = module.cost(plan.of(module, plan.preset or session.preset(module.PRESETS)))
         passes += 2 * cost["passes"]
         training += 2 * cost.get("training_passes", 0)
     for name in ATTACKS if plan.attacked else ():

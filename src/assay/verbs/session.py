@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -110,6 +110,16 @@ class Session:
     def built_in(self) -> bool:
         """Whether the model is the built-in one."""
         return (self.model.name if isinstance(self.model, Denoiser) else str(self.model)) in BUILT_IN
+
+    def preset(self, presets: Container[str], kinds: Iterable[str] = ()) -> str:
+        """Return the preset of a method where none is named: small for a built-in model, else the paper's.
+
+        Args:
+            presets: the method's.
+            kinds: of what is erased; a paper that has settings of its own for concepts of one kind has a preset `paper-KIND`.
+        """
+        own = f"paper-{'+'.join(sorted(set(kinds)))}"  # of several kinds there is none
+        return "small" if self.built_in else own if own in presets else "paper"
 
     @contextmanager
     def patched(self) -> Generator[Denoiser]:

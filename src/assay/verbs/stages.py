@@ -95,7 +95,7 @@ class MainJob:
 
     def eraser_settings(self, module: Any) -> Any:
         """Return the settings of a method of erasure."""
-        return self.plan.of(module, self.plan.preset or ("small" if self.session.built_in else "paper"))
+        return self.plan.of(module, self.plan.preset or self.session.preset(module.PRESETS))
 
     def scene(self, concept: Concept | None) -> Scene:
         """Return the prompts that an erasure is judged by."""

@@ -57,11 +57,8 @@ def works_import(
         return _imported(out, record)
     for left in out.glob("works-*.parquet"):  # of this import, killed before it was told of
         left.unlink()
-    try:
+    with folder:
         report = read_in(source, out, **given, progress=lambda done, total: display("importing", done, max(done, total)))
-    except BaseException:
-        folder.abandon()
-        raise
     works = Works.read(out, images=False)
     share = f"; {report.quarantined} were set aside, each with its reason in quarantine.jsonl" if report.quarantined else ""
     record = Record(
@@ -136,11 +133,8 @@ def _describe(command: str, path: str | Path | Works | None, ask: Callable[..., 
         return Outcome(command, folder.path, Record.load(folder.path))
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     again = [] if isinstance(path, Works) else [*command.split(), *([] if path is None else [str(path)]), *flags]
-    try:
+    with folder:
         made = ask(works, **settings)
-    except BaseException:
-        folder.abandon()
-        raise
     record = made.model_copy(update={"command": command, "given": dict(settings), "again": again})
     record.save(folder.path)
     return Outcome(command, folder.path, record)

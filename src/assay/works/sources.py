@@ -199,7 +199,7 @@ def from_saved_dataset(folder: Path, split: str | None = None) -> Iterator[Candi
     """
     if (folder / "dataset_dict.json").is_file():
         for name in described(folder / "dataset_dict.json", SavedSplits).splits:
-            for found in from_saved_dataset(folder / Path(name).name, name):
+            for found in from_saved_dataset(inside(folder / Path(name).name, folder), name):
                 yield replace(found, name=f"{name}/{found.name}")
         return
     state, about = described(folder / "state.json", SavedState), described(folder / "dataset_info.json", SavedInfo)
