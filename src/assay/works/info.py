@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -261,8 +262,10 @@ def clusters_table(works: Works, labels: np.ndarray, sizes: np.ndarray) -> Table
     rows = []
     order = np.argsort(labels, kind="stable")
     first = np.cumsum(sizes) - sizes
-    for label in [label for label in np.argsort(-sizes, kind="stable")[:CLUSTERS] if sizes[label] > 1]:
-        members = light(works, order[first[label] : first[label] + sizes[label]])
+    largest = [label for label in np.argsort(-sizes, kind="stable")[:CLUSTERS] if sizes[label] > 1]
+    every = iter(light(works, np.concatenate([order[first[label] : first[label] + sizes[label]] for label in largest])))
+    for label in largest:
+        members = list(islice(every, int(sizes[label])))
         spread = [", ".join(sorted({row[name] or UNSTATED for row in members})) for name in ("style", "split")]
         shown = members[:MEMBERS]
         rows.append([len(members), *spread, ", ".join(row["title"] or UNSTATED for row in shown), ", ".join(row["id"][:12] for row in shown)])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ cluster; where `split` is null nobody says whether the model was shown a work. O
 
 DEFAULTS: dict[str, Any] = {"split": "member", "cluster": -1}
 
+GAP = "\0"
+"""Where a value goes in a text that Python wrote, which holds no such character."""
+UNPLAIN = r"[^ -&(-\[\]-~]"
+"""Characters that Python may write otherwise than they are: quotes, backslashes, and all outside ASCII."""
 GROUP_WORKS, GROUP_BYTES = 512, 16 * 2**20
 """The most that one row group of a file holds: what is in memory when pictures are read one after another."""
 COMPRESSION: Any = {name: "none" if name == "image" else "zstd" for name in SCHEMA.names}
@@ -208,13 +212,12 @@ class Works:
         for batch in self.table.select(names).to_batches(max_chunksize=4096):
             fields, varied = [], []
             for name, column in zip(names, batch.columns, strict=True):
-                if name != "id" and alike(column):
-                    fields.append(f"({name!r}, {column[0].as_py()!r})".replace("%", "%%"))
-                else:
-                    fields.append(f"({name!r}, %s)")
-                    varied.append(written(column))
-            row = f"[{', '.join(fields)}]"  # repr(sorted(row.items())), without a dict a row
-            digest.update("".join(row % values for values in zip(*varied, strict=True)).encode())
+                same = name != "id" and alike(column)
+                fields.append(f"({name!r}, {repr(column[0].as_py()) if same else GAP})")
+                varied += [] if same else [written(column)]
+            first, *rest = f"[{', '.join(fields)}]".split(GAP)  # repr(sorted(row.items())), all rows at once
+            rows = pc.binary_join_element_wise(first, *chain(*zip(varied, rest, strict=True)), "")
+            digest.update(pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows), "")[0].as_buffer())
         return digest.hexdigest()
 
 
@@ -226,13 +229,19 @@ def uncaptioned(captions: pa.Array) -> int:
     return pc.sum(bare, min_count=0).as_py()
 
 
-def written(column: pa.Array) -> Iterable[str]:
-    """Return how Python writes each value of a column; lists of many works without a list a work."""
-    if not pa.types.is_list(column.type) or column.null_count:
-        return map(repr, column.to_pylist())
-    ends = (column.offsets.to_numpy() - column.offsets[0].as_py()).tolist()
-    texts = [repr(text) for text in column.flatten().to_pylist()]
-    return (f"[{', '.join(texts[start:end])}]" for start, end in pairwise(ends))
+def written(column: pa.Array) -> pa.Array:
+    """Return how Python writes each value of a column: strings, without a Python object a work where they are of plain characters."""
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.string()).fill_null("None")
+    texts = column.flatten() if (lists := pa.types.is_list(column.type)) else column
+    plain = pa.types.is_string(texts.type) and not (lists and column.null_count) and not pc.any(pc.match_substring_regex(texts, UNPLAIN)).as_py()
+    if not plain:
+        return pa.array(map(repr, column.to_pylist()), pa.string())
+    quoted = pc.binary_join_element_wise("'", texts, "'", "").fill_null("None")
+    if not lists:
+        return quoted
+    offsets = pc.subtract(column.offsets, column.offsets[0])
+    return pc.binary_join_element_wise("[", pc.binary_join(pa.ListArray.from_arrays(offsets, quoted), ", "), "]", "")
 
 
 def alike(column: pa.Array) -> bool:
