@@ -27,6 +27,8 @@ SHOWS_NOT = [
     "A concept that no longer appears may be hidden: no attack has been tried here.",
     "Neighbours are also what erasers are told to put in its place or to preserve, and so is part of everything else, of a style every other style: "
     "how far an erasure reaches where nothing told it to stop, only the rest of everything else shows.",
+    "Bare passes are priced, not clocked: a pass with a gradient as three without, of one speed taken after the erasure. "
+    "`benchmarks/overhead.json` clocks the passes of the erasers that train while they run.",
     "Seconds with a `*` are those of the last sitting of several, and so are passes and memory beside them.",
     "The composition has fewer prompts than images, and so may its things: each is drawn with several seeds, and intervals are over images.",
     "How far a work's pictures are from those of a model that never saw it is not shown: they are of one prompt, and A' and the base, which both "
@@ -121,7 +123,7 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
         said = [cell.failed, *[""] * (len(parts) - 1)] if cell.failed else [_said(share(about, cell, part)) for part in parts]
         rows.append([row, *said, *("" if value is None else f"{value:.2f}" for value in near), *cost])
     heads = [f"{words}: {HEADS[about.heads[part]]}" for part, words in parts_of(about).items()]
-    costs = ["seconds", "passes", "overhead", "peak MiB", "patch KiB", "passes an image and step"]
+    costs = ["seconds", "passes", "about times bare passes", "peak MiB", "patch KiB", "passes an image and step"]
     chance = next((seen.chance for cell in cells.values() if (seen := share(about, cell, "target")).chance is not None), None)
     title = f"{about.name}: shares of images with 95 % intervals{'' if chance is None else f', chance of the target {chance:.1%}'}; distances; cost"
     return Record(
