@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from assay.denoiser import to_pictures
 from assay.errors import Misconfigured, Unsupported
-from assay.memorization.copy_filter import BLANK, CopyFilter
+from assay.memorization.copy_filter import BLANK, CopyFilter, alike
 from assay.testing import tiny_works
+from assay.works import Works
 
 NOTHING, STRICT, EVERYTHING = 0.0, 0.3, float("inf")
 
@@ -51,6 +53,40 @@ def test_the_rival_is_of_another_cluster(members):
     assert joined.ratio == pytest.approx(near / next_)
     assert joined.id == members.column("id")[first]
     assert third not in (first, second)
+
+
+def test_near_duplicates_that_nobody_declared_are_no_rivals(members):
+    """As imported works are: the same picture twice, without a cluster. A copy of it is one, and was none while each was the other's rival."""
+    solid = [row for row, style in enumerate(members.column("style")) if style == "solid"]
+    twice = members.take([*solid, solid[0]]).with_columns(cluster=[-1] * (len(solid) + 1))
+    match = CopyFilter(twice, STRICT).matches(pictures(members)[solid[:1]])[0]
+    assert match is not None
+    assert match.id == members.column("id")[solid[0]]
+    np.testing.assert_array_equal(alike(twice), [*range(len(solid)), 0])
+
+
+def test_declared_clusters_and_near_duplicates_found_are_joined(members):
+    """By hand: rows 0 and 2 are declared one cluster, rows 2 and 3 are the same picture; row 1 stands alone."""
+    solid = [row for row, style in enumerate(members.column("style")) if style == "solid"][:3]
+    some = members.take([*solid, solid[2]]).with_columns(cluster=[7, -1, 7, -1])
+    np.testing.assert_array_equal(alike(some), [0, 1, 0, 0])
+
+
+def test_calibration_works_that_are_near_duplicates_of_members_set_no_threshold(works):
+    """Members passed off as calibration works too: their ratio to themselves is 0, and would refuse nothing from there on."""
+    rows = [row | {"attributes": sorted(row["attributes"].items())} for row in works]
+    twins = [row | {"split": "calibration", "cluster": -1} for row in rows if row["split"] == "member"][:3]
+    assert CopyFilter.calibrated(Works.from_rows([*rows, *twins]), rate=0.34).threshold == CopyFilter.calibrated(works, rate=0.34).threshold
+
+
+def test_of_what_is_not_square_the_middle_square_is_compared(members):
+    """A work with bands above and below, as a portrait holds it, squeezed was no copy."""
+    row = next(row for row, style in enumerate(members.column("style")) if style == "solid")
+    tall = torch.full((1, 3, 96, 64), 0.3)
+    tall[:, :, 16:80] = pictures(members)[row]
+    match = CopyFilter(members, STRICT).matches(tall)[0]
+    assert match is not None
+    assert match.id == members.column("id")[row]
 
 
 def test_calibration_holds_its_rate_on_the_works_it_was_made_on(works):
@@ -129,6 +165,38 @@ def test_behind_a_diffusers_pipeline(pipelines, members):
         guarded(prompts, output_type="latent")
     with pytest.raises(Misconfigured, match="same image each time"):
         guarded(prompts, latents=torch.zeros(4, 4, 4, 4))
+
+
+class Checked:
+    """A pipeline with a checker of its own: red at the first call, grey afterwards; it says of each image at which call it was drawn."""
+
+    def __init__(self, red: torch.Tensor) -> None:
+        self.red, self.calls = red, []
+
+    def __call__(self, prompt, **options):
+        self.calls.append({"prompt": prompt, **options})
+        images = torch.stack([self.red if text == "red" and len(self.calls) == 1 else torch.full_like(self.red, 0.2) for text in prompt])
+        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=[f"call {len(self.calls)}"] * len(prompt))
+
+
+def test_what_the_pipeline_says_of_each_image_is_of_the_drawing_that_is_shown(members):
+    """The middle one of three is drawn again; further prompts go with their images, other lists stay whole."""
+    row = next(row for row, style in enumerate(members.column("style")) if style == "solid")
+    pipeline = Checked(pictures(members)[row])
+    options = {"prompt_2": "in words", "negative_prompt": ["a", "b", "c"], "timesteps": [3, 2, 1]}
+    output = CopyFilter(members, STRICT).guard(pipeline)(["x", "red", "y"], output_type="pt", **options)
+    assert output.nsfw_content_detected == ["call 1", "call 2", "call 1"]
+    assert output.images.shape == (3, 3, 64, 64)
+    again = pipeline.calls[1]
+    assert (again["prompt"], again["prompt_2"], again["negative_prompt"], again["timesteps"]) == (["red"], ["in words"], ["b"], [3, 2, 1])
+
+
+def test_a_tuple_where_a_tuple_is_asked_for_and_no_embeddings(members):
+    guarded = CopyFilter(members, NOTHING).guard(Checked(pictures(members)[0]))
+    images, said = guarded("x", output_type="pt", return_dict=False)
+    assert (images.shape, said) == ((1, 3, 64, 64), ["call 1"])
+    with pytest.raises(Misconfigured, match="prompt_embeds"):
+        guarded("x", prompt_embeds=torch.zeros(1, 4, 8))
 
 
 def test_the_digest_names_works_and_threshold(members):

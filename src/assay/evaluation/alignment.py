@@ -53,8 +53,10 @@ class Aligner:
 
     @torch.no_grad()
     def nearest(self, images: torch.Tensor) -> Aligned:
-        """Return the works nearest to images (n, 3, h, w) in [0, 1]."""
-        images = resized(images.detach().cpu())
+        """Return the works nearest to images (n, 3, h, w) in [0, 1], of which the middle square is looked at."""
+        side = min(images.shape[2:])
+        top, left = ((length - side) // 2 for length in images.shape[2:])
+        images = resized(images.detach().cpu()[:, :, top : top + side, left : left + side])
         found = [self._one(image) for image in images]
         shape = (len(found), self.shortlist)
         rows, distances = (np.array(part).reshape(shape) for part in (zip(*found, strict=True) if found else ([], [])))

@@ -3,9 +3,10 @@
 An image is a near-copy of a work where the ratio of its distance to that work to its distance to the nearest work of another cluster of
 near-duplicates is less than a threshold: the ratio test of Lowe (2004, Int. J. Comput. Vis. 60:91, Sec. 7.1) with the aligned tiled l2 distance
 (`evaluation/alignment.py`). Near one of many works that look alike is no copy; nearer to one than to any other is. The threshold is set on works that
-copied nothing, the calibration split, so that a new innocent image is refused with at most the stated probability (`evaluation/thresholds.py`).
+copied nothing, the calibration split, so that another such work is refused with at most the stated probability (`evaluation/thresholds.py`). What a
+model draws is of another kind, nearer to what it saw: `benchmarks/copy_filter.py` counts refusals of drawings too.
 
-What it says is likeness, not cause. The same thing in another style is no near-copy; a work that was cut, moved, blurred, darkened or compressed is
+Of pictures that are not square the middle square is compared, as it is of works. What it says is likeness, not cause. The same thing in another style is no near-copy; a work that was cut, moved, blurred, darkened or compressed is
 one. A work drawn anew is one as far as its lines stay: `benchmarks/copy_filter.py` measures how far. Mirrored copies pass, and so do copies of works
 that are all but the same as others of another cluster.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from assay.denoiser import Denoiser, to_pictures
@@ -26,6 +28,7 @@ from assay.evaluation.alignment import SIZE, Aligner
 from assay.evaluation.thresholds import Threshold, threshold_at
 from assay.noise import derive
 from assay.works import Works
+from assay.works.clusters import close_pairs, join, thumbnails
 
 BLANK = 0.5
 """What is shown in place of a refused image: grey."""
@@ -61,7 +64,7 @@ class CopyFilter:
     """Tells near-copies of protected works; see the module.
 
     Args:
-        works: what is protected.
+        works: what is protected. Near-duplicates among them, which are no rivals, are those declared and those found (`works/clusters.py`).
         threshold: ratio below which an image is a near-copy.
         calibration: how the threshold was set, if it was.
     """
@@ -75,7 +78,7 @@ class CopyFilter:
         if len(works) < 2:
             raise Unsupported("A ratio of distances needs at least two protected works.", "Protect more.")
         self.works, self.threshold, self.calibration = works, threshold, calibration
-        self.clusters = np.array([cluster if cluster >= 0 else -1 - row for row, cluster in enumerate(works.column("cluster"))])
+        self.clusters = alike(works)
         self.aligner = Aligner(np.ascontiguousarray(works.pixels(SIZE).transpose(0, 3, 1, 2)))
         self.about = list(zip(*(works.column(name) for name in ("id", "title", "creator")), strict=True))
 
@@ -84,7 +87,7 @@ class CopyFilter:
         """Protect the members of a table and set the threshold on its calibration split.
 
         Args:
-            works: with members, and calibration works without near-duplicates among them.
+            works: with members, and calibration works, of which those with near-duplicates among the members are left out.
             rate: probability that an image which copies nothing is refused.
 
         Raises:
@@ -92,6 +95,8 @@ class CopyFilter:
         """
         protected = works.where(lambda row: row["split"] == "member" and row["copies"] > 0)
         innocent = works.where(lambda row: row["split"] == "calibration")
+        labels = alike(Works(pa.concat_tables([protected.table, innocent.table])))
+        innocent = innocent.take(np.flatnonzero(~np.isin(labels[len(protected) :], labels[: len(protected)])))
         if not len(protected) or not len(innocent):
             raise Unsupported("A filter needs members to protect and calibration works to set its threshold on.", "Declare them in `split`.")
         made = cls(protected, 0.0)
@@ -164,6 +169,14 @@ class CopyFilter:
         return Guarded(pipeline, self, retries)
 
 
+def alike(works: Works) -> np.ndarray:
+    """Label works by near-duplicates, those declared as a cluster and those found joined: int32, (n,)."""
+    declared = np.array([-1 if cluster is None else cluster for cluster in works.column("cluster")])
+    first = {cluster: row for row, cluster in reversed(list(enumerate(declared.tolist())))}
+    known = [(first[cluster], row) for row, cluster in enumerate(declared.tolist()) if cluster >= 0]
+    return join(len(works), np.concatenate([np.array(known, np.int64).reshape(-1, 2), close_pairs(thumbnails(works.pixels(SIZE)))]))
+
+
 class Guarded:
     """A diffusers text-to-image pipeline that draws no near-copies.
 
@@ -180,7 +193,14 @@ class Guarded:
         """What the last call drew, refused and drew again."""
 
     def __call__(
-        self, prompt: str | Sequence[str], *, num_images_per_prompt: int = 1, generator: Any = None, output_type: str = "pil", **options: Any
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_images_per_prompt: int = 1,
+        generator: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **options: Any,
     ) -> Any:
         """Call the pipeline; see its own arguments. Generators go on from where they are when an image is drawn again.
 
@@ -189,35 +209,45 @@ class Guarded:
             num_images_per_prompt: images of each.
             generator: one for all, or one per image.
             output_type: pil, np or pt.
-            **options: of the pipeline; lists with one entry per prompt are repeated with it.
+            return_dict: whether to return the pipeline's output, or the same as a tuple.
+            **options: of the pipeline; further prompts, as `negative_prompt` and `prompt_2`, are one for all or one for each.
 
         Returns:
-            The pipeline's output, with refused images grey.
+            The pipeline's output, with refused images grey; what it says of each image, as of its own checker, is of the drawing that is shown.
 
         Raises:
-            Misconfigured: the output type is another, as of latents, which cannot be looked at; or latents are given to draw from, and again from.
+            Misconfigured: the output type is another, as of latents, which cannot be looked at; or prompts are given as embeddings, or latents to draw
+                from, and again from.
         """
         if options.get("latents") is not None and self.retries:
             raise Misconfigured("Given latents draw the same image each time.", "Give a generator instead, or filter with `retries=0`.")
         if output_type not in ("pil", "np", "pt"):
             raise Misconfigured(f"Images of type `{output_type}` cannot be looked at.", "Ask for pil, np or pt.")
+        if embedded := [name for name, value in options.items() if name.endswith("embeds") and value is not None]:
+            raise Misconfigured(f"`{embedded[0]}` cannot be filtered: which images are of which prompt is unknown.", "Give prompts as text.")
         several = [prompt] if isinstance(prompt, str) else list(prompt)
         count = len(several) * num_images_per_prompt
-        output: Any = None
+        whole: Any = None
 
-        def of(value: Any, rows: list[int]) -> Any:
-            return [value[row // num_images_per_prompt] for row in rows] if isinstance(value, list) and len(value) == len(several) else value
+        def of(name: str, value: Any, rows: list[int]) -> Any:
+            if "prompt" not in name or not isinstance(value, (str, list, tuple)):
+                return value
+            each = [value] * len(several) if isinstance(value, str) else value
+            return [each[row // num_images_per_prompt] for row in rows]
 
         def draw(rows: list[int], _: int) -> torch.Tensor:
-            nonlocal output
-            given = {name: of(value, rows) for name, value in options.items()}
-            if isinstance(given.get("negative_prompt"), str):
-                given["negative_prompt"] = [given["negative_prompt"]] * len(rows)
+            nonlocal whole
+            given = {name: of(name, value, rows) for name, value in options.items()}
             own = [generator[row] for row in rows] if isinstance(generator, list) else generator
-            output = self.pipeline(prompt=of(several, rows), generator=own, output_type="pt", **given)
+            output = self.pipeline(prompt=of("prompt", several, rows), generator=own, output_type="pt", **given)
+            whole = whole or output
+            for name, value in output.items():
+                if isinstance(value, list) and len(value) == len(rows) and output is not whole:
+                    for row, one in zip(rows, value, strict=True):
+                        whole[name][row] = one
             return output.images
 
         self.last = self.copies.screen(draw, count, retries=self.retries)
         images = self.last.images
-        output.images = images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy() if output_type == "np" else to_pictures(images)
-        return output
+        whole.images = images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy() if output_type == "np" else to_pictures(images)
+        return whole if return_dict else whole.to_tuple()
