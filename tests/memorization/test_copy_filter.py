@@ -1,5 +1,7 @@
 """The filter on works made in code, behind a tiny pipeline. The threshold is put by hand where a test needs to know what is a copy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -142,7 +144,7 @@ def test_behind_a_diffusers_pipeline(pipelines, members):
     """Two images of each of two prompts: the pipeline's own where nothing is refused, grey ones where everything is."""
     pipeline = pipelines["sd-epsilon"].pipeline
 
-    def given():
+    def given() -> dict[str, Any]:
         return {
             "num_images_per_prompt": 2,
             "generator": [torch.Generator().manual_seed(seed) for seed in range(4)],
@@ -176,7 +178,8 @@ class Checked:
     def __call__(self, prompt, **options):
         self.calls.append({"prompt": prompt, **options})
         images = torch.stack([self.red if text == "red" and len(self.calls) == 1 else torch.full_like(self.red, 0.2) for text in prompt])
-        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=[f"call {len(self.calls)}"] * len(prompt))
+        made: dict[str, Any] = {"images": images, "nsfw_content_detected": [f"call {len(self.calls)}"] * len(prompt)}
+        return StableDiffusionPipelineOutput(**made)
 
 
 def test_what_the_pipeline_says_of_each_image_is_of_the_drawing_that_is_shown(members):

@@ -6,9 +6,9 @@ near-duplicates is less than a threshold: the ratio test of Lowe (2004, Int. J. 
 copied nothing, the calibration split, so that another such work is refused with at most the stated probability (`evaluation/thresholds.py`). What a
 model draws is of another kind, nearer to what it saw: `benchmarks/copy_filter.py` counts refusals of drawings too.
 
-Of pictures that are not square the middle square is compared, as it is of works. What it says is likeness, not cause. The same thing in another style is no near-copy; a work that was cut, moved, blurred, darkened or compressed is
-one. A work drawn anew is one as far as its lines stay: `benchmarks/copy_filter.py` measures how far. Mirrored copies pass, and so do copies of works
-that are all but the same as others of another cluster.
+Of pictures that are not square the middle square is compared, as it is of works. What it says is likeness, not cause. The same thing in another style
+is no near-copy; a work that was cut, moved, blurred, darkened or compressed is one. A work drawn anew is one as far as its lines stay:
+`benchmarks/copy_filter.py` measures how far. Mirrored copies pass, and so do copies of works that are all but the same as others of another cluster.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class Guarded:
             The pipeline's output, with refused images grey; what it says of each image, as of its own checker, is of the drawing that is shown.
 
         Raises:
-            Misconfigured: the output type is another, as of latents, which cannot be looked at; or prompts are given as embeddings, or latents to draw
-                from, and again from.
+            Misconfigured: the output type is another, as of latents, which cannot be looked at; or prompts are given as embeddings, or latents
+                to draw from, and again from.
         """
         if options.get("latents") is not None and self.retries:
             raise Misconfigured("Given latents draw the same image each time.", "Give a generator instead, or filter with `retries=0`.")
