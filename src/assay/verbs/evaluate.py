@@ -380,7 +380,8 @@ def findings(metrics: Sequence[Metric]) -> list[str]:
         if now is None or before is None or now.value is None or before.value is None:
             continue
         chance = f" (chance {now.chance:.0%})" if now.chance is not None else ""
-        found.append(f"{head.capitalize()} accuracy on {name}: {before.value:.0%} before, {now.value:.0%} now, n = {now.n}{chance}.")
+        was, is_ = (f"{one.value:.0%} ({one.low or 0:.0%} to {1 if one.high is None else one.high:.0%})" for one in (before, now))
+        found.append(f"{head.capitalize()} accuracy on {name}: {was} before, {is_} now, n = {now.n}{chance}.")
     if (distance := value.get("kid.judge")) and distance.value is not None and distance.chance is not None:
         verdict = "no more than" if distance.value <= distance.chance else "more than"
         beside = f"exchanging the two models' images gives in 95 of 100 cases ({distance.chance:.3g})"
