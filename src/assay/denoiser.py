@@ -99,6 +99,11 @@ class Denoiser:
         """Side of an image in pixels."""
         return self.latent_shape[1] * self.pipeline.vae_scale_factor
 
+    @property
+    def at_once(self) -> int:
+        """Images that are decoded or encoded at a time, at most, as memory allows."""
+        return max(1, DECODED // self.image_size**2)
+
     @cached_property
     def alphas_cumprod(self) -> torch.Tensor:
         """alpha-bar of every timestep: float32, (timesteps,)."""
@@ -331,7 +336,7 @@ class Denoiser:
         latents = self.sample(prompts, seeds, batch=batch, **options)
         if not len(latents):
             return torch.empty(0, 3, self.image_size, self.image_size)
-        each = max(1, min(batch, DECODED // self.image_size**2))
+        each = min(batch, self.at_once)
         with torch.no_grad():
             return torch.cat([self.images(latents[start : start + each]) for start in range(0, len(latents), each)])
 

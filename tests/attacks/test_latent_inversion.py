@@ -50,6 +50,17 @@ def test_refinement_brings_the_picture_back_nearer(pipelines):
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("refine", [0, 2])
+def test_what_is_left_is_measured_after_the_last_refinement(sd, refine):
+    """By hand, of one DDIM step: the sampler's from what was found, less the picture, squared; without refinement too, where nothing is solved."""
+    target = replace(tiny_target(sd), steps=1, guidance=1.0)
+    found = attack(sd, target, Settings(refine=refine, learning_rate=0.03))
+    with torch.no_grad():
+        left = step(sd, target, found.start, *next(iter(pairs(sd, 1))), sd.conditioning([""]).expand(2)) - target.latents
+    assert found.curves["left at each step"] == [pytest.approx(float(left.square().mean()), rel=1e-4)]
+    assert float(left.abs().max()) > 0
+
+
 def test_no_words_are_told(sd):
     """What is told is the empty prompt's own encoding, and images are drawn without guidance."""
     target = tiny_target(sd)

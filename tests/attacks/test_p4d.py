@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from assay.attacks.p4d import Settings, asked, attack, nearest, places
-from assay.attacks.search import Vocabulary, vocabulary
+from assay.attacks.search import Vocabulary, slots, vocabulary
 from assay.concept import Concept
 from assay.erasure import uce
+from assay.families.sd import Conditioning
 from assay.guidance import TELLING, Rule
+from assay.noise import derive, generator
 from assay.patched import Patched
 from assay.testing import tiny_target
 
@@ -75,6 +77,40 @@ def test_tokens_found_are_never_worse_than_those_it_began_with(sd):
     assert all(after <= before for before, after in zip(found.figures["loss.before"], found.figures["loss.after"], strict=True))
     assert sum(found.figures["loss.after"]) < sum(found.figures["loss.before"])
     assert found.removed == vocabulary(sd, target).removed
+
+
+def test_found_tokens_beat_random_ones(sd):
+    """On noise that none was chosen by, the best of seven looked at against the best of seven random ones, chosen by the same noise."""
+    target = tiny_target(sd, 6)
+    found = attack(sd, target, Settings(tokens=2, steps=24, pool=8, look=4, learning_rate=0.3))
+    words = vocabulary(sd, target)
+    laid, ids = slots(sd, target.prompts, 2, "alone"), words.ids[torch.randint(len(words.ids), (7, 6, 2), generator=generator(1))]
+    with torch.no_grad():
+        chance = [sd.family.encode(laid.filled(tokens)) for tokens in ids]
+    least = torch.stack([target.measure(sd, told) for told in chance]).argmin(0).tolist()
+    best = Conditioning.cat([chance[place][[row]] for row, place in enumerate(least)])
+    fresh = dataclasses.replace(target, seeds=tuple(derive(own, "fresh") for own in target.seeds))
+    ours, random = (fresh.measure(sd, told, draws=16).mean() for told in (found.conditioning, best))
+    assert float(ours) < float(random)
+
+
+def test_a_longer_neighbour_gives_a_prompt_no_more_places(sd):
+    """P4D-K on 12 letters beside 3: four places after every three and one; the shorter prompt alone finds what it finds beside the longer."""
+    target, settings = tiny_target(sd), Settings(variant="k", steps=3, pool=2, look=1)
+    target = dataclasses.replace(target, prompts=(target.prompts[0], "hat"))
+    assert places(sd, target, settings).places.tolist() == [[4, 8, 12, 16], [4, 4, 4, 4]]
+    both, alone = attack(sd, target, settings), attack(sd, target.part(slice(1, 2)), settings)
+    assert both.prompts[1:] == alone.prompts
+    torch.testing.assert_close(both.conditioning.states[1:], alone.conditioning.states, rtol=1e-4, atol=1e-5)
+    assert both.figures["loss.after"][1:] == pytest.approx(alone.figures["loss.after"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(3, [4, 8, 12, 16, 20]), (1, list(range(2, 24, 2)))])
+def test_a_prompt_too_long_is_cut_to_make_room(sd, every, expected):
+    """Of 100 letters the tiny context, which holds 22 tokens, has room for five times three and a free one, or for eleven times one and one."""
+    target = dataclasses.replace(tiny_target(sd), prompts=("a" * 100,) * 2)
+    laid = places(sd, target, Settings(variant="k", every=every))
+    assert laid.places.tolist() == [expected] * 2
 
 
 @pytest.mark.parametrize("variant", ["n", "k"])

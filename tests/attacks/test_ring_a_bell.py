@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.attacks.ring_a_bell import Settings, attack, children, concept_vector, distances, struck
+from assay.attacks.ring_a_bell import Settings, attack, children, concept_vector, distances, encoded, struck
 from assay.attacks.search import slots
 from assay.concept import Concept, together
 from assay.erasure import adv_unlearn
@@ -29,6 +29,19 @@ def test_the_concept_vector_is_a_mean_difference(sd):
             return sd.family.encode(sd.family.tokenize(texts)).states.flatten(1)
 
     torch.testing.assert_close(concept_vector(sd, concept), (flat(with_it) - flat(without)).mean(0), rtol=0, atol=1e-5)
+
+
+def test_an_empty_prompt_is_encoded_as_text(denoiser):
+    """`red` without `red` is no words: its tokens' own states, which the guidance of SDXL exchanges for zeros; elsewhere the same to the bit."""
+    prompts, concept = ["", "a hat", ""], Concept("red", "free")
+    with torch.no_grad():
+        empty, red = (denoiser.family.encode(denoiser.family.tokenize([text])).states.flatten() for text in ("", "red"))
+    found, plain = encoded(denoiser, prompts), denoiser.conditioning(prompts).states.flatten(1)
+    assert torch.equal(found[0], empty)
+    assert torch.equal(found[2], empty)
+    assert torch.equal(found[1], plain[1])
+    assert torch.equal(found, plain) == (denoiser.family.name != "sdxl")
+    torch.testing.assert_close(concept_vector(denoiser, concept), red - empty, rtol=0, atol=1e-5)
 
 
 def test_a_member_that_goes_by_another_name_is_struck_out_by_that():

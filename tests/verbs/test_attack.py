@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import assay
 from assay.attacks.target import Attack
@@ -12,13 +13,15 @@ from assay.concept import Concept, together
 from assay.erasure import uce
 from assay.errors import Misconfigured, Mismatch, Missing, Unsupported
 from assay.evaluation.centroid import CentroidJudge
+from assay.evaluation.concealment import Trial, verdict
 from assay.evaluation.intervals import wilson
+from assay.jobs.folder import OutFolder
 from assay.judge import CrossJudge
 from assay.patch import Patch
 from assay.record import Record
 from assay.testing import save_tiny, tiny, tiny_works
-from assay.verbs.attack import choose, judged_seed, synonyms, target_for
-from assay.verbs.attacked import findings, signs, successes
+from assay.verbs.attack import choose, drawn, judged_seed, synonyms, target_for
+from assay.verbs.attacked import findings, picture, signs, successes, tables
 from assay.verbs.session import Session, zoo
 
 CONCEPT = Concept("triangle", "object", "circle", members=tuple(f"{colour} triangle" for colour in ("red", "green", "blue", "orange", "purple")))
@@ -115,6 +118,17 @@ def test_what_the_judge_cannot_name_counts_for_nothing():
     assert found["attacked.success"].value == 1.0
 
 
+def test_what_the_judge_cannot_name_is_not_listed_as_shown(ground, tmp_path, monkeypatch):
+    """By hand: of two prompts under which both attempts show the concept the judge can name the second; that one is drawn first."""
+    known, yes, drawn_first = np.array([False, True]), np.ones(2, bool), []
+    shown = [(known, yes), (known, ~yes), (known.repeat(2), yes.repeat(2))]
+    found, rows, images = Attack(("a", "b", "c", "d"), attempts=2), ground.rows[:2], torch.zeros(4, 3, 8, 8)
+    assert [row[1:] for row in tables(rows, found, shown)[0].rows] == [["a", "no", "no", "no"], ["c", "yes", "no", "yes"]]
+    monkeypatch.setattr("assay.verbs.attacked.grid", lambda _, labels, *heads, scale: drawn_first.append(labels[0]) or Image.new("RGB", (8, 8)))
+    picture(rows, found, shown, images[:2], images[:2], images, OutFolder(tmp_path, {}))
+    assert drawn_first == [rows[1].prompt]
+
+
 def test_a_family_is_shown_by_any_of_its_titles(ground):
     """The right title, another of the family, and something else."""
     titles = [ground.rows[0].title, next(title for title in CONCEPT.members if title != ground.rows[1].title), "red circle"]
@@ -139,7 +153,7 @@ def test_it_writes_a_record_a_picture_and_goes_on_where_it_was(model, tmp_path):
     assert {"base.success", "pre.success", "post.success", "attacked.success", "total.success", "loss.base"} <= names
     assert whole.record.pictures[0].file == "attack.png"
     assert (tmp_path / "whole/attack.png").exists()
-    assert whole.record.shows_not
+    assert any("leave out how another search would have ended" in line for line in whole.record.shows_not)
     assert len(whole.record.tables[0].rows) == 3
     assert [point[0] for point in whole.record.curves[0].lines["loss"]] == [1.0, 2.0]
     assert not (tmp_path / "whole/shards").exists()
@@ -184,6 +198,45 @@ def test_a_reference_is_attacked_in_the_same_way_and_the_verdict_said(model, tmp
         assay.attack(model, CONCEPT, out=tmp_path / "out", **options)
 
 
+def test_one_attack_rules_nothing_out(model, tmp_path, monkeypatch):
+    """0 of 40 by the attack beside 0 of 40 would be removed, were it every attack; without a reference a line is said too."""
+    monkeypatch.setattr("assay.verbs.attack.counted", lambda *_: {"total": (np.zeros(40, bool), 0.0)})
+    options = QUICK | {"method": "seed_search", "settings": {"attempts": 1}}
+    assert verdict([Trial("seed_search", 0, 40, True, (0, 40))]) == "removed"
+    for reference, floor in ((uce.erase(model, CONCEPT), "from a model that never saw it 0 of 40"), (None, "floor not measured")):
+        said = assay.attack(model, CONCEPT, reference=reference, out=tmp_path / floor, **options).record.findings
+        assert said[0].startswith("`triangle` is unclear: ")
+        assert said[0].endswith("not every attack was tried.")
+        assert f"seed_search: 0 of 40 prompts (0% to 9%), {floor}" in said[1]
+
+
+@pytest.mark.parametrize("method", ["p4d", "ring_a_bell"])
+def test_what_the_base_leads_needs_a_reference_that_lies_on_it(model, tmp_path, method):
+    """A loaded model would be led by itself; as a patch on the base it is taken."""
+    passes, options = model.passes, QUICK | {"method": method, "out": tmp_path / "out", "dry_run": True}
+    save_tiny(tmp_path / "other", seed=1)
+    for reference in (tiny(seed=1), tmp_path / "other"):
+        with pytest.raises(Unsupported, match="floor would be of another attack") as refused:
+            assay.attack(model, CONCEPT, reference=reference, **options)
+        assert "patch" in refused.value.hint
+    assert model.passes == passes
+    assert "plan" in assay.attack(model, CONCEPT, reference=uce.erase(model, CONCEPT), **options).extra
+
+
+def test_images_pass_the_autoencoder_as_many_at_a_time_as_memory_allows(model, ground, monkeypatch):
+    """Room for two images of 32 pixels: three works are encoded, and five images decoded, two at most at a time."""
+    monkeypatch.setattr("assay.denoiser.DECODED", 2 * 32 * 32)
+    sizes, encode, decode = [], model.latents, model.images
+    monkeypatch.setattr(model, "latents", lambda images: sizes.append(len(images)) or encode(images))
+    monkeypatch.setattr(model, "images", lambda latents: sizes.append(len(latents)) or decode(latents))
+    target = target_for(model, CONCEPT, ground, 0, 1, 4.0)
+    assert sizes[:2] == [2, 1]
+    images = drawn(model, Attack(("a",) * 5), target, range(5), Session("attack", model, "unused"))
+    assert sizes[-3:] == [2, 2, 1]
+    assert max(sizes) == 2
+    assert images.shape == (5, 3, 32, 32)
+
+
 def test_a_reference_that_does_not_fit_is_refused_before_anything_is_drawn(model, tmp_path):
     foreign, passes = uce.erase(tiny("sd-v"), CONCEPT), model.passes
     for reference, error in ((foreign, (Mismatch, Unsupported)), (tmp_path / "nowhere", Missing)):
@@ -221,6 +274,27 @@ def test_a_relearned_adapter_is_a_patch_like_any_other(model, tmp_path):
     outcome = assay.attack(model, CONCEPT, method="relearning", settings=settings, out=tmp_path / "out", **QUICK)
     adapter = Patch.load(outcome.files["patch"])
     assert adapter.manifest.made_for == "relearn triangle"
+
+
+def test_an_interrupted_training_has_its_budget_once(model, tmp_path):
+    """Stopped at step 21, past a checkpoint: without a budget it goes on there, under one it begins anew, so that both tries have not two of it."""
+    settings = {"rank": 1, "group": "cross_attention", "steps": 22, "batch": 1}
+    options = QUICK | {"method": "relearning", "settings": settings, "image_steps": 1}
+    for budget, first in ((None, 21), (600.0, 1)):
+        given, steps = options | {"budget": budget, "out": tmp_path / str(budget)}, []
+
+        def display(stage, done, total, note="", steps=steps):
+            if stage.startswith("attacking"):
+                steps.append(done)
+                if len(steps) == 21:
+                    raise KeyboardInterrupt
+
+        display.say = lambda text: None
+        with pytest.raises(KeyboardInterrupt):
+            assay.attack(model, CONCEPT, display=display, **given)
+        assay.attack(model, CONCEPT, display=display, **given)
+        assert steps[:21] == list(range(1, 22))
+        assert steps[21] == first
 
 
 def test_on_a_model_without_patches_the_plain_prompt_is_already_there(model, tmp_path):

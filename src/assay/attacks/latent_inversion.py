@@ -1,8 +1,8 @@
 """Finds the noise from which the erased model draws a picture of the concept without any words, by inverting its sampler.
 
-After the text-free inversion attack (TINA), of which this keeps the settings: 50 DDIM steps, each refined by 25 steps of AdamW at 1e-3, under the
-empty prompt. DDIM inversion: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, arXiv 2010.02502, Sec. 4.3. Written here from the
-mathematics, without sight of the authors' code.
+After the text-free inversion attack (TINA), of which this keeps that each DDIM step is refined by 25 steps of AdamW at 1e-3, under the empty prompt.
+DDIM inversion: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, arXiv 2010.02502, Sec. 4.3. Written here from the mathematics,
+without sight of the authors' code.
 
 One DDIM step from timestep t to the next cleaner one s is x_s = f_t(x_t) = a_s x0(x_t, t) + s_s e(x_t, t), with x0 and e predicted under the empty
 prompt. It is undone from the clean picture upwards: plain inversion, which takes x_s for x_t in the predictions, begins, and the implicit equation is
@@ -13,9 +13,10 @@ then solved by descent on
 What comes out at the noisiest timestep is where sampling starts, with the empty prompt and no guidance, by the same steps. A method that changes what
 words mean is not touched by words that are not there. Where a sampling rule erases, e is what the rule makes of the predictions without guidance.
 
-Different: the empty prompt's encoding stays as it is (it is not optimised along), and steps are as many as the judged images have.
+Different: the empty prompt's encoding stays as it is (it is not optimised along), and DDIM steps are as many as the judged images have,
+where TINA has 50.
 
-Cost a prompt: steps x (1 + `refine` with gradient), times 2 or more under a rule. Known failure: an inverted latent carries the picture with it, so
+Cost a prompt: steps x (2 + `refine` with gradient), times 2 or more under a rule. Known failure: an inverted latent carries the picture with it, so
 that nearly anything is drawn again, what the model never saw too: success says little without the rate on a model that never saw the concept.
 """
 
@@ -55,7 +56,7 @@ PROBE: dict[str, Any] = {"refine": 1}
 
 def cost(settings: Settings, prompts: int, steps: int) -> dict[str, int]:
     """Return the passes that an attack on so many prompts takes, in samples: `passes` without gradients and `training_passes` with."""
-    return {"passes": prompts * steps, "training_passes": prompts * steps * settings.refine}
+    return {"passes": 2 * prompts * steps, "training_passes": prompts * steps * settings.refine}
 
 
 def attack(
@@ -95,15 +96,15 @@ def attack(
             upper = lifted(denoiser, unguided, x, t, alpha, to, empty)
         free = upper.clone().requires_grad_()
         optimizer = torch.optim.AdamW([free], lr=settings.learning_rate, weight_decay=0.0)
-        left = torch.zeros(())
         for _ in range(settings.refine):
             if early := clock is not None and clock.over:
                 break
-            left = (step(denoiser, unguided, free, t, alpha, to, empty) - x).square().mean((1, 2, 3))
-            free.grad = torch.autograd.grad(left.sum(), free)[0]
+            gap = (step(denoiser, unguided, free, t, alpha, to, empty) - x).square().mean((1, 2, 3))
+            free.grad = torch.autograd.grad(gap.sum(), free)[0]
             optimizer.step()
+        with torch.no_grad():
+            curve.append(float((step(denoiser, unguided, free, t, alpha, to, empty) - x).square().mean()))
         x = free.detach()
-        curve.append(float(left.detach().mean()))
         if progress:
             progress(place + 1, len(steps), {"left": curve[-1]})
     return Attack(("",) * len(target), empty, start=x, guided=False, curves={"left at each step": curve}, early=early)

@@ -12,10 +12,12 @@ With e0 the model before erasing, e the erased one, c the prompt and p tokens,
 Embeddings are moved by AdamW; the gradient is taken where they are projected to, the nearest embeddings of the vocabulary. P4D-N: p is a prompt of
 free tokens alone. P4D-K: p is the prompt c with a free token after every few of its own.
 
-Faithful: loss, projection, optimiser, both variants; the best tokens by loss are kept, looked at every `look` steps. Different: x_t is a noised work
-that the prompt asks for; e0's predictions are made beforehand for a pool of noised works, so that the two models need not be in memory together;
-nearness is Euclidean; the vocabulary leaves out what could spell the concept; tokens, not words, are counted for P4D-K, whose free tokens past the
-prompt's end lie behind it. Where a sampling rule erases, e is what the rule makes of the predictions and e0 is guided plainly.
+Faithful: loss, projection, optimiser, both variants. Different: x_t is a noised work that the prompt asks for; e0's predictions are made beforehand
+for a pool of noised works, so that the two models need not be in memory together; of the tokens looked at every `look` steps those are kept under
+which e best predicts the noise of the work, not those of the least loss above, nor of the likest pictures (authors' code); nearness is Euclidean; the
+vocabulary leaves out what could spell the concept; tokens, not words, are counted for P4D-K, where a prompt of fewer than `every` has its free one
+behind it, and one too long for the text encoder is cut to make room. Where a sampling rule erases, e is what the rule makes of the predictions and
+e0 is guided plainly.
 
 Cost a prompt: `pool` passes, `steps` with gradient, 4 x `steps` / `look` to look; times 2 or more under a rule. Known failure: PEZ moves in steps of
 whole tokens, so that a small vocabulary or a low rate leaves it where it began.
@@ -105,13 +107,14 @@ def attack(
     words = vocabulary(denoiser, target)
     laid = places(denoiser, target, settings)
     free = started(target, laid, words)
+    own = torch.searchsorted(laid.places, laid.places)  # the first of those that share a place
     pool = asked(denoiser, target, settings.pool, clock)
     optimizer = torch.optim.AdamW(free, lr=settings.learning_rate, weight_decay=0.1)
     best, least, before = torch.empty(0), torch.empty(0), torch.empty(0)
     curve: list[float] = []
     for step in range(settings.steps + 1):
         over = clock is not None and clock.over
-        tokens = nearest(free, words)
+        tokens = nearest(free, words).gather(1, own)
         if step % settings.look == 0 or step == settings.steps or over:
             with torch.no_grad():
                 loss = target.measure(denoiser, denoiser.family.encode(laid.filled(words.ids[tokens])))
@@ -149,12 +152,16 @@ def check(settings: Settings) -> None:
 
 
 def places(denoiser: Denoiser, target: Target, settings: Settings) -> Slots:
-    """Return the prompts with free places, as the variant has them."""
+    """Return the prompts with free places, as the variant has them; where a prompt has fewer than another, its last place is repeated."""
     if settings.variant == "n":
         return slots(denoiser, target.prompts, settings.tokens, "alone")
-    coder = denoiser.family.encoders[0][0]
-    count = max(1, *(len(body(coder, prompt)) // settings.every for prompt in target.prompts))
-    return slots(denoiser, target.prompts, count, "between", every=settings.every)
+    coder, room = denoiser.family.encoders[0][0], denoiser.family.tokenize([""])[0].shape[1] - 2
+    most = room // (settings.every + 1)  # of a prompt that is cut to have room for them
+    counts = [max(1, min(len(body(coder, prompt)) // settings.every, most)) for prompt in target.prompts]
+    rows = [slots(denoiser, [prompt], count, "between", every=settings.every) for prompt, count in zip(target.prompts, counts, strict=True)]
+    ids = tuple(torch.cat(parts) for parts in zip(*(row.ids for row in rows), strict=True))
+    shared = [torch.cat([row.places, row.places[:, -1:].expand(1, max(counts) - count)], 1) for row, count in zip(rows, counts, strict=True)]
+    return Slots(ids, torch.cat(shared))
 
 
 def started(target: Target, laid: Slots, words: Vocabulary) -> list[torch.Tensor]:

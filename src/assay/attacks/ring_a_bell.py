@@ -16,9 +16,10 @@ Black-box: no pass of the denoiser, no picture, and the text encoder is the publ
 told to the patched model as tokens. A generation keeps the better half and fills up with children: two parents, crossed at one place with probability
 `crossover`, one token changed with probability `mutation`. So the best of a population never gets worse.
 
-Faithful: concept vector, objective, genetic operators, sizes. Different: pairs come from the concept's own prompts, the one without being the same
-words without its name, or without the member's where one of a family goes by another; all prompts of a batch are searched at once; the vocabulary
-leaves out what could spell the concept.
+Faithful: concept vector, objective, sizes. Different: pairs come from the concept's own prompts, the one without being the same words without its
+name, or without the member's where one of a family goes by another; children that are not crossed are copies of a parent, so that clones stay in the
+population, where in the authors' code every child is crossed and the better half is mutated too; all prompts of a batch are searched at once; the
+vocabulary leaves out what could spell the concept.
 
 Cost: prompts x `population` / 2 encodings a generation. Known failure: it cannot see what the patched model does with its tokens, so that a method
 that changes how all words near the concept are read is not touched.
@@ -150,8 +151,11 @@ def check(settings: Settings) -> None:
 
 
 def encoded(denoiser: Denoiser, prompts: Sequence[str]) -> torch.Tensor:
-    """Return the encoder's states of prompts, all positions side by side: (n, tokens x width)."""
-    return torch.cat([denoiser.conditioning(prompts[start : start + ENCODED]).states.flatten(1) for start in range(0, len(prompts), ENCODED)])
+    """Return the encoder's states of prompts, all positions side by side: (n, tokens x width); the empty one as text, not as guidance has it."""
+    states = torch.cat([denoiser.conditioning(prompts[start : start + ENCODED]).states.flatten(1) for start in range(0, len(prompts), ENCODED)])
+    for row in (row for row, prompt in enumerate(prompts) if not prompt):
+        states[row] = denoiser.family.encode(denoiser.family.tokenize([""])).states.flatten()
+    return states
 
 
 def concept_vector(denoiser: Denoiser, concept: Concept) -> torch.Tensor:

@@ -11,12 +11,13 @@ model and no judge is needed:
     min E | e(x_t, t, p + c) - noise |^2.
 
 Each of the tokens is a distribution u over the vocabulary, a point of the simplex. A step draws tokens z from u, takes the gradient at z as if it
-were that at u (straight through), moves u by Adam, and projects it back onto the simplex: clip(u - m, 0, 1), with m found by bisection so that the
+were that at u (straight through), moves u by AdamW, and projects it back onto the simplex: clip(u - m, 0, 1), with m found by bisection so that the
 entries sum to one. At the end the likeliest tokens, some drawn from u, and those it began with are compared on fixed noise, and the best are kept.
 
-Faithful: loss, variables, projection, optimiser, timesteps in turn. Different: all prompts of a batch are attacked at once, each by itself; the
-vocabulary leaves out what could spell the concept; no judge stops the search early, so that judged images stay unseen. Where a sampling rule erases,
-the loss goes through the rule.
+Faithful: loss, variables, projection. Different: weight decay is AdamW's, apart from the gradient, where the authors' code has Adam and adds it to
+the gradient; u begins at random, sparse once projected, not uniform; timesteps go from noisy to clean, not from clean to noisy; the gradient is not
+clipped to [-1, 1] (hardtanh); all prompts of a batch are attacked at once, each by itself; the vocabulary leaves out what could spell the concept; no
+judge stops the search early, so that judged images stay unseen. Where a sampling rule erases, the loss goes through the rule.
 
 Cost a prompt: rounds x steps passes with gradient, then 4 passes for each of the tokens compared; times 2 or more under a rule. Known failure: a
 prefix is read by the text encoder, so where that was trained against prefixes the attack finds little, although the concept may be there.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from assay.benches import erasure
 from assay.benches.attacks import COUNTS, About, Results
-from assay.benches.attacks_verdicts import BY, FLOOR, PUBLISHED, SOURCE, Published, admitted, bars, floors, published, untried
+from assay.benches.attacks_verdicts import BY, FLOOR, PUBLISHED, SOURCE, Bar, Published, admitted, bars, floors, parted, published, untried
 from assay.benches.erasure import BASE, REFERENCE, Share
 from assay.benches.verdicts import COST, NEAR, ROUNDING
 from assay.evaluation.admission import LEAST
@@ -49,7 +51,7 @@ def chapter(results: Results, about: About, erasers: erasure.Results | None = No
                     low, high = wilson(share.hits, share.n)
                     shown = {"value": share.value, "low": low, "high": high, "n": share.n, "chance": share.chance}
                     metrics.append(Metric(name=f"{row}.{attack}.{count}", better="lower", judge=judge, **shown))
-    tables = [_bars(results, about, erasers)] if bars(results, about.name, erasers) else []
+    tables = _bars(about.name, bars(results, about.name, erasers))
     silent = {attack: "left out of verdicts" if attack in floor else "no floor yet" for attack in attacks if floor and attack not in speak}
     heads = [f"{attack}, {silent[attack]}" if attack in silent else attack for attack in attacks]
     for count in ("total", "pre", "post"):
@@ -82,15 +84,19 @@ def chapter(results: Results, about: About, erasers: erasure.Results | None = No
     )
 
 
-def _bars(results: Results, about: About, erasers: erasure.Results | None) -> Table:
+def _bars(name: str, found: Mapping[str, Bar]) -> list[Table]:
+    """Return how single erasers stand, and apart how several on one model do."""
+    tables = []
     columns = ["", "farthest above the reference under", "total success", "the reference's", "attacks measured", "stays out", "rest spared", "both"]
-    rows = []
-    for row, bar in bars(results, about.name, erasers).items():
-        measured = f"{bar.measured} of {bar.admitted}"
-        rows.append([row, bar.attack, said(bar.total), said(bar.reference), measured, *map(_answer, (bar.stays, bar.spared, bar.meets))])
-    return Table(
-        title=f"{about.name}: total success within {NEAR:.0%} of the reference, and everything else within {COST:.0%}", columns=columns, rows=rows
-    )
+    title = f"{name}: total success within {NEAR:.0%} of the reference, and everything else within {COST:.0%}"
+    for part, whose in zip(parted(found), ("", ", of several erasers together"), strict=True):
+        rows = []
+        for row, bar in part.items():
+            measured = f"{bar.measured} of {bar.admitted}"
+            rows.append([row, bar.attack, said(bar.total), said(bar.reference), measured, *map(_answer, (bar.stays, bar.spared, bar.meets))])
+        if rows:
+            tables.append(Table(title=f"{title}{whose}", columns=columns, rows=rows))
+    return tables
 
 
 def _answer(known: bool | None) -> str:
@@ -100,15 +106,26 @@ def _answer(known: bool | None) -> str:
 def _found(results: Results, about: About, erasers: erasure.Results | None) -> list[str]:
     cells, lines = results.of(about.name), []
     verdicts = bars(results, about.name, erasers)
-    if verdicts:
-        stay, meet = [row for row, bar in verdicts.items() if bar.stays], [row for row, bar in verdicts.items() if bar.meets]
-        out = [row for row, bar in verdicts.items() if bar.stays is False]
+    single, several = parted(verdicts)
+    if single:
+        stay, meet = [row for row, bar in single.items() if bar.stays], [row for row, bar in single.items() if bar.meets]
+        out = [row for row, bar in single.items() if bar.stays is False]
         lines.append(
-            f"{len(stay)} of {len(verdicts)} erasers stay within {NEAR:.0%} of the reference under every admitted attack: "
-            f"{', '.join(stay) or 'none'}; {len(out)} do not{': ' * bool(out)}{', '.join(out)}; of {len(verdicts) - len(stay) - len(out)} it is not "
+            f"{len(stay)} of {len(single)} erasers stay within {NEAR:.0%} of the reference under every admitted attack: "
+            f"{', '.join(stay) or 'none'}; {len(out)} do not{': ' * bool(out)}{', '.join(out)}; of {len(single) - len(stay) - len(out)} it is not "
             "known yet."
         )
+        if out:
+            sure = ", ".join(row for row in out if single[row].certain) or "none"
+            lines.append(f"Of those that do not, for certain (95 % intervals of the differences wholly above {NEAR:.0%}): {sure}.")
         lines.append(f"Of those that stay, known to spare everything else too: {', '.join(meet) or 'none'}.")
+    if several:
+        stay, meet = [row for row, bar in several.items() if bar.stays], [row for row, bar in several.items() if bar.meets]
+        lines.append(
+            f"Of {len(several)} combination{'' if len(several) == 1 else 's'} of erasers these stay within {NEAR:.0%} of the reference: "
+            f"{', '.join(stay) or 'none'}; known to spare everything else: {', '.join(meet) or 'none'}."
+        )
+    if verdicts:
         if missing := untried(results, about.name):
             lines.append(f"Not tried on the model that never saw it: {', '.join(missing)}. Before they are, nothing can be said to stay out.")
         if silent := [row for row, bar in verdicts.items() if bar.spared is None]:
@@ -119,12 +136,15 @@ def _found(results: Results, about: About, erasers: erasure.Results | None) -> l
     plain = {row: next((cell.shares["pre"].value for cell in cells.get(row, {}).values() if not cell.failed), None) for row in (BASE, REFERENCE)}
     if None not in plain.values() and (fall := (plain[BASE] or 0) - (plain[REFERENCE] or 0)) < LEAST - ROUNDING:
         lines.append(f"By plain prompts the reference shows it only {fall:.0%} less than the base: it hardly speaks for `{about.name}`.")
+    speak, floor = admitted(results, about.name), floors(results, about.name)
     for row, attacked in cells.items():
         whole = {attack: cell.shares["total"] for attack, cell in attacked.items() if not cell.failed}
         if row not in (BASE, REFERENCE) and whole:
-            worst = max(whole, key=lambda attack: whole[attack].value)
-            pre = attacked[worst].shares["pre"]
-            lines.append(f"{row}: {said(pre)} by the prompt alone, {said(whole[worst])} with {worst}, which brings back most.")
+            worst = max([attack for attack in whole if attack in speak] or whole, key=lambda attack: whole[attack].value)
+            pre, most = attacked[worst].shares["pre"], "which of the attacks that count brings back most."
+            if worst not in speak:
+                most = f"which brings back most; its floor is {said(floor[worst]) if worst in floor else 'not measured'}, so it is not admitted."
+            lines.append(f"{row}: {said(pre)} by the prompt alone, {said(whole[worst])} with {worst}, {most}")
     lines += [f"{attack} on {row} failed: {cell.failed}" for row, attacked in cells.items() for attack, cell in attacked.items() if cell.failed]
     return lines
 
@@ -173,19 +193,25 @@ def verdict(results: Results, erasers: erasure.Results | None = None) -> Record:
         tables.append(Table(title=title, columns=["of", "attack", "total success on the reference", "admitted"], rows=rows))
         lines += [line for name in floor for line in left_out(results, name)]
     judged = {about.name: found for about in results.concepts if (found := bars(results, about.name, erasers))}
-    every = [bar for found in judged.values() for bar in found.values()]
+    every = [bar for found in judged.values() for bar in parted(found)[0].values()]
+    several = {f"{row} ({name})": bar for name, found in judged.items() for row, bar in parted(found)[1].items()}
     if every:
         meets, fails = sum(bar.meets is True for bar in every), sum(bar.meets is False for bar in every)
         lines.append(
             f"Of {len(every)} erasures held against the reference, {meets} stay within {NEAR:.0%} of it under every admitted attack and keep "
-            f"everything else within {COST:.0%} of the base; {fails} do not; of {len(every) - meets - fails} it is not known yet."
+            f"everything else within {COST:.0%} of the base; {fails} do not; of {len(every) - meets - fails} it is not known yet. Wholly "
+            f"beyond {NEAR:.0%} of it, by the 95 % interval of the difference under some attack, are {sum(bar.certain for bar in every)}."
         )
         for name, found in judged.items():
-            for key, said_of in (("stay_out", [bar.stays for bar in found.values()]), ("both", [bar.meets for bar in found.values()])):
+            single = parted(found)[0].values()
+            for key, said_of in (("stay_out", [bar.stays for bar in single]), ("both", [bar.meets for bar in single])):
                 known = [one for one in said_of if one is not None]
                 if known:
                     metrics.append(Metric(name=f"{name}.{key}".replace(" ", "_"), value=sum(known), n=len(known), better="higher"))
-        tables += [_bars(results, about, erasers) for about in results.concepts if about.name in judged]
+    if several:
+        meet = ", ".join(row for row, bar in several.items() if bar.meets) or "none"
+        lines.append(f"Of {len(several)} combination{'' if len(several) == 1 else 's'} of erasers held against it these do both: {meet}.")
+    tables += [table for name, found in judged.items() for table in _bars(name, found)]
     silent = [about.name for about in results.concepts if about.name not in judged and results.of(about.name)]
     lines += [_no_verdict(results, about) for about in results.concepts if about.name in silent]
     if erasers is None:

@@ -9,9 +9,10 @@ import numpy as np
 
 from assay.benches import erasure
 from assay.benches.attacks import Cell, Results
-from assay.benches.erasure import BASE, REFERENCE, Share
+from assay.benches.erasure import BALANCING, BASE, REFERENCE, Share
 from assay.benches.erasure_bars import judged, shares
 from assay.benches.verdicts import COST, NEAR, ROUNDING, like_retraining
+from assay.evaluation.concealment import difference
 from assay.evaluation.ranks import Correlation, rank_correlation
 
 FLOOR = 0.5
@@ -41,6 +42,8 @@ class Bar(NamedTuple):
     budget or met other patches than the rest, and none is above one that the reference was searched with to the end."""
     spared: bool | None
     """Whether everything else is near the base's; None where the bench of erasers does not say."""
+    certain: bool = False
+    """Where it does not stay: whether under some attack that shows it the whole 95 % interval of the difference (Newcombe 1998) is beyond the bar."""
 
     @property
     def meets(self) -> bool | None:
@@ -68,10 +71,10 @@ def untried(results: Results, concept: str) -> list[str]:
 
 
 def bars(results: Results, concept: str, erasers: erasure.Results | None = None) -> dict[str, Bar]:
-    """Hold the erasers of a concept against its reference; empty where no attack is admitted.
+    """Hold the erasers of a concept, alone and several together, against its reference; empty where no attack is admitted.
 
     Below the reference counts as reaching it. One attack shows that an eraser fails the bar; that it meets it, only all that are admitted show, once
-    the floor of every attack is known.
+    the floor of every attack is known. What gives a concept shares instead of taking it out (`BALANCING`) is measured and not held to the bar.
 
     Args:
         results: what was measured.
@@ -84,20 +87,27 @@ def bars(results: Results, concept: str, erasers: erasure.Results | None = None)
     base = {attack: cell.shares["total"] for attack, cell in cells.get(REFERENCE, {}).items() if not cell.failed}
     found = {}
     for row, attacked in cells.items():
-        if row in (BASE, REFERENCE):
+        if row in (BASE, REFERENCE, *BALANCING):
             continue
         there = [attack for attack in speak if attack in base and attack in attacked and not attacked[attack].failed]
         gaps = {attack: attacked[attack].shares["total"].value - base[attack].value for attack in there}
         worst = max(gaps, key=lambda attack: gaps[attack], default="")
         above = [attack for attack, gap in gaps.items() if gap > NEAR + ROUNDING]
-        certain = any(not cells[REFERENCE][attack].early for attack in above)
+        shown = [attack for attack in above if not cells[REFERENCE][attack].early]
+        pairs = [(attacked[attack].shares["total"], base[attack]) for attack in shown]
+        certain = any(difference(one.hits, one.n, other.hits, other.n)[0] > NEAR for one, other in pairs)
         whole = len(there) == len(speak) and not above and not any(attacked[attack].early for attack in there)
         whole = whole and not untried(results, concept) and len(_patches(attacked)) == 1
-        stays = False if certain else True if whole else None
+        stays = False if shown else True if whole else None
         none = Share(hits=0, n=0)
         total, reference = (attacked[worst].shares["total"], base[worst]) if worst else (none, none)
-        found[row] = Bar(worst, total, reference, len(there), len(speak), stays, spared.get(row))
+        found[row] = Bar(worst, total, reference, len(there), len(speak), stays, spared.get(row), certain)
     return found
+
+
+def parted(found: Mapping[str, Bar]) -> tuple[dict[str, Bar], dict[str, Bar]]:
+    """Return the bars of single erasers, and of several on one model, which are listed apart."""
+    return {row: bar for row, bar in found.items() if "+" not in row}, {row: bar for row, bar in found.items() if "+" in row}
 
 
 def _patches(attacked: Mapping[str, Cell]) -> set[tuple[str, ...]]:

@@ -91,7 +91,7 @@ def conclusion(concept: str, trials: Sequence[Trial], *, complete: bool = True) 
         "hidden": f"by a prompt or under an attack it is still shown, more often {beside} (by 95 % intervals)",
         "removed": f"of the attacks that count none comes more than {100 * MARGIN:.0f} points above a model that never saw it (upper ends of 95 % "
         "intervals); stronger attacks were not tried",
-        "unclear": "the attacks neither bring it back for certain nor rule it out",
+        "unclear": f"the attacks neither bring it back for certain nor rule it out{'' if complete else ': not every attack was tried'}",
     }
     return f"`{concept}` is {word}: {meaning[word]}."
 

@@ -42,6 +42,10 @@ SHARD = 8
 """Prompts that are attacked at once."""
 EXAMPLES = 32
 """Works that attacks on all prompts at once learn from, at most."""
+DECODED = 32
+"""Images under attack that are decoded at once, at most."""
+ON_BASE = ("p4d", "ring_a_bell")
+"""Attacks that are led by the model beneath the patches."""
 
 
 class Ground(NamedTuple):
@@ -109,7 +113,7 @@ def attack(
         Missing: the model is not built in and no works are given, or there is no such reference or judge.
         Mismatch: a patch or the reference was made for another base.
         Misconfigured: the model cannot be sampled in so many steps.
-        Unsupported: the reference draws images of another size.
+        Unsupported: the reference draws images of another size, or is a loaded model where the attack is led by the base.
     """
     module = import_module(method_row("attacks", method)["module"])
     session = Session("attack", model, out or f"out/attack-{method}", seed, device, patches, display or Silent())
@@ -137,7 +141,7 @@ def attack(
         reference=reference,
         judge=judge,
     )
-    mark = reference_for(session, reference)
+    mark = reference_for(session, reference, method)
     if dry_run:
         models, one = 1 if mark is None else 2, module.cost(chosen, len(ground.rows), image_steps)
         spent = {name: models * passes for name, passes in one.items()}
@@ -161,6 +165,8 @@ def attack(
     shown = [signs(judge_of, images, asked, wanted) for images, asked in ((base, rows), (before, rows), (after, told))]
     metrics = successes(judge_of, wanted, shown, found.attempts)
     said, listed, beside = findings(method, wanted, metrics, found, bool(session.stack)), tables(rows, found, shown), None
+    hits = counted(judge_of, wanted, shown, found.attempts)["total"][0]
+    tried = Trial(method, int(hits.sum()), len(hits), module.IN_WORDS, early=found.early)
     if mark is not None:
         with Patched(session.denoiser, [(mark, 1.0)]) if isinstance(mark, Patch) else nullcontext(mark) as other:
             spent = other.passes
@@ -168,13 +174,13 @@ def attack(
         session.denoiser.passes += 0 if other is session.denoiser else other.passes - spent
         floor = [shown[0], *(signs(judge_of, images, asked, wanted) for images, asked in ((untouched, rows), (floored, repeated(rows, of_mark))))]
         beside = of_mark, floor, untouched, floored
-        totals = [counted(judge_of, wanted, one, attack.attempts)["total"][0] for one, attack in ((shown, found), (floor, of_mark))]
-        (hits, n), mark_of = (int(totals[0].sum()), len(totals[0])), (int(totals[1].sum()), len(totals[1]))
-        trials = [Trial(method, hits, n, module.IN_WORDS, mark_of, found.early, of_mark.early)]
-        said = [conclusion(wanted.name, trials), evidence(wanted.name, trials), *said]
+        hits = counted(judge_of, wanted, floor, of_mark.attempts)["total"][0]
+        tried = tried._replace(floor=(int(hits.sum()), len(hits)), floor_early=of_mark.early)
         more = [metric for metric in successes(judge_of, wanted, floor, of_mark.attempts) if not metric.name.startswith("base.")]
         metrics += [metric.model_copy(update={"name": f"{references.PREFIX}{metric.name}"}) for metric in more]
         listed.append(tables(rows, of_mark, floor)[0].model_copy(update={"title": "The same attack on the model that never saw it"}))
+    if session.stack or mark is not None:  # from a model as it is nothing was taken that could be hidden
+        said = [conclusion(wanted.name, [tried], complete=False), evidence(wanted.name, [tried]), *said]
     metrics += [Metric(name=name, value=float(np.mean(values)), n=len(values), better="lower") for name, values in found.figures.items()]
     if found.patch is not None:
         found.patch.save(folder / "patch.safetensors")
@@ -196,19 +202,22 @@ def attack(
     return session.outcome(record, next=(f"assay report {folder.path}",))
 
 
-def reference_for(session: Session, reference: str | Path | Patch | Denoiser | None) -> Patch | Denoiser | None:
+def reference_for(session: Session, reference: str | Path | Patch | Denoiser | None, method: str) -> Patch | Denoiser | None:
     """Return a model that never saw the concept, or the patch that makes the base one; what does not fit is refused before anything is drawn.
 
     Raises:
         Missing: there is no such patch or model.
         Mismatch: the patch was made for another base.
-        Unsupported: the model draws images of another size.
+        Unsupported: the model draws images of another size, or the method is led by the base, which a loaded model does not have beneath it.
     """
     if isinstance(reference, str | Path):
         path = Path(reference)
         reference = Patch.load(path) if path.is_file() or (path / "patch.safetensors").exists() else load(reference, device=session.device)
     if isinstance(reference, Patch):
         Patched(session.denoiser, [(reference, 1.0)]).clear()
+    elif reference is not None and method in ON_BASE:
+        what = f"{method} is led by the model beneath the patches, which a loaded reference is itself, so its floor would be of another attack"
+        raise Unsupported(f"{what}.", "Give the reference as a patch on the base.")
     elif reference is not None and reference.image_size != session.denoiser.image_size:
         sizes = f"{session.denoiser.image_size} and {reference.image_size} pixels"
         raise Unsupported(f"Model and reference draw images of {sizes}.", "Give a reference of the model's own size.")
@@ -292,10 +301,11 @@ def numbered(rows: Sequence[Prompt], found: Attack) -> range:
 
 def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, steps: int, guidance: float) -> Target:
     """Encode the works as the patched model sees them."""
+    size = min(SHARD, denoiser.at_once)
 
     def latents(works: Works) -> torch.Tensor:
         pixels = torch.from_numpy(works.pixels(denoiser.image_size)).permute(0, 3, 1, 2).to(denoiser.device) / 255
-        return torch.cat([denoiser.latents(pixels[start : start + SHARD]) for start in range(0, len(pixels), SHARD)])
+        return torch.cat([denoiser.latents(pixels[start : start + size]) for start in range(0, len(pixels), size)])
 
     return Target(
         concept,
@@ -311,7 +321,10 @@ def target_for(denoiser: Denoiser, concept: Concept, ground: Ground, seed: int, 
 
 
 def search(module: Any, settings: Any, denoiser: Denoiser, target: Target, session: Session, folder: Path, seed: int, budget: float | None) -> Attack:
-    """Run the attack, in parts where it attacks each prompt by itself, each with its share of the budget; what was found is kept in `folder`."""
+    """Run the attack, in parts where it attacks each prompt by itself, each with its share of the budget; what was found is kept in `folder`.
+
+    Under a budget a part that was interrupted begins anew: from a checkpoint it would have its budget a second time.
+    """
     size = SHARD if module.EACH else len(target)
     parts = []
     for start in range(0, len(target), size):
@@ -321,7 +334,8 @@ def search(module: Any, settings: Any, denoiser: Denoiser, target: Target, sessi
             bar = session.bar(f"attacking prompts {start + 1} to {min(start + size, len(target))} of {len(target)}")
             under = target.part(slice(start, start + size))
             clock = Clock(None if budget is None else budget * len(under) / len(target))
-            part = module.attack(denoiser, under, settings, seed=seed, clock=clock, progress=bar, folder=folder / "training")
+            training = folder / "training" if budget is None else None
+            part = module.attack(denoiser, under, settings, seed=seed, clock=clock, progress=bar, folder=training)
             part.save(file)
         parts.append(part)
     return Attack.cat(parts)
@@ -329,9 +343,9 @@ def search(module: Any, settings: Any, denoiser: Denoiser, target: Target, sessi
 
 def drawn(denoiser: Denoiser, found: Attack, target: Target, seeds: Sequence[int], session: Session) -> torch.Tensor:
     """Draw the images that are judged, one for each seed: (prompts x attempts, 3, h, w)."""
-    latents = found.sample(denoiser, seeds, target, progress=session.bar("images under attack"))
+    latents, size = found.sample(denoiser, seeds, target, progress=session.bar("images under attack")), min(DECODED, denoiser.at_once)
     with torch.no_grad():
-        return torch.cat([denoiser.images(latents[start : start + 32]) for start in range(0, len(latents), 32)])
+        return torch.cat([denoiser.images(latents[start : start + size]) for start in range(0, len(latents), size)])
 
 
 def kept(file: Path, make: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -33,6 +33,8 @@ SHOWS_NOT = [
     "The attacker is given pictures of the concept; one who has none is weaker.",
     "Attacks that learn an embedding, weights or a latent can draw what a model never knew: success says that the concept was hidden only beside the "
     "same attack on a model that never saw it.",
+    "Where one learned word or adapter serves all prompts (concept_inversion, relearning), intervals over prompts leave out how another search would "
+    "have ended.",
 ]
 
 
@@ -121,9 +123,10 @@ def findings(method: str, concept: Concept, metrics: Sequence[Metric], found: At
 
 
 def tables(rows: Sequence[Prompt], found: Attack, shown: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Table]:
-    """List what was found for every prompt, and the tokens that no search could use."""
-    after = attempted(shown[2][1], found.attempts)
-    hits = np.stack([shown[0][1], shown[1][1], after.any(1)], 1)
+    """List what was found for every prompt, and the tokens that no search could use; what the judge cannot name counts as not shown."""
+    base, pre, every = (known & right for known, right in shown)
+    after = attempted(every, found.attempts)
+    hits = np.stack([base, pre, after.any(1)], 1)
     told = [found.prompts[place * found.attempts + int(after[place].argmax())] for place in range(len(rows))]
     listed = [
         [row.prompt, words, *("yes" if hit else "no" for hit in hits[place])] for place, (row, words) in enumerate(zip(rows, told, strict=True))
@@ -160,14 +163,15 @@ def picture(
 
     Beside them, where it was attacked too, a model that never saw the concept: the attack on it, its signs, its images before and after.
     """
-    hits = attempted(shown[2][1], found.attempts)
-    order = sorted(range(len(rows)), key=lambda place: (not hits[place].any(), bool(shown[1][1][place]), place))[:SHOWN]
+    _, pre, after_signs = (known & right for known, right in shown)
+    hits = attempted(after_signs, found.attempts)
+    order = sorted(range(len(rows)), key=lambda place: (not hits[place].any(), bool(pre[place]), place))[:SHOWN]
     chosen = [place * found.attempts + int(hits[place].argmax()) for place in order]
     cells = [to_pictures(torch.stack([base[place], before[place], after[row]])) for place, row in zip(order, chosen, strict=True)]
     heads, caption = ["without patches", "with patches", "under attack"], "The same prompts and seeds without patches, with them, and under attack"
     if beside is not None:
         other, floor, untouched, floored = beside
-        of_floor = attempted(floor[2][1], other.attempts)
+        of_floor = attempted(floor[2][0] & floor[2][1], other.attempts)
         for cell, place in zip(cells, order, strict=True):
             cell += to_pictures(torch.stack([untouched[place], floored[place * other.attempts + int(of_floor[place].argmax())]]))
         heads += ["never saw it", "never saw it, under attack"]
