@@ -201,13 +201,16 @@ def test_a_reference_is_attacked_in_the_same_way_and_the_verdict_said(model, tmp
 def test_one_attack_rules_nothing_out(model, tmp_path, monkeypatch):
     """0 of 40 by the attack beside 0 of 40 would be removed, were it every attack; without a reference a line is said too."""
     monkeypatch.setattr("assay.verbs.attack.counted", lambda *_: {"total": (np.zeros(40, bool), 0.0)})
-    options = QUICK | {"method": "seed_search", "settings": {"attempts": 1}}
+    patch = uce.erase(model, CONCEPT)
+    options = QUICK | {"method": "seed_search", "settings": {"attempts": 1}, "patches": [patch]}
     assert verdict([Trial("seed_search", 0, 40, True, (0, 40))]) == "removed"
-    for reference, floor in ((uce.erase(model, CONCEPT), "from a model that never saw it 0 of 40"), (None, "floor not measured")):
+    for reference, floor in ((patch, "from a model that never saw it 0 of 40"), (None, "floor not measured")):
         said = assay.attack(model, CONCEPT, reference=reference, out=tmp_path / floor, **options).record.findings
         assert said[0].startswith("`triangle` is unclear: ")
         assert said[0].endswith("not every attack was tried.")
         assert f"seed_search: 0 of 40 prompts (0% to 9%), {floor}" in said[1]
+    plain = assay.attack(model, CONCEPT, out=tmp_path / "plain", **(options | {"patches": []})).record.findings
+    assert not any("`triangle` is" in line for line in plain)  # nothing was taken out that could be hidden
 
 
 @pytest.mark.parametrize("method", ["p4d", "ring_a_bell"])
