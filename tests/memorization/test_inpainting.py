@@ -6,10 +6,11 @@ import torch
 
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured, Unsupported
-from assay.memorization.inpainting import PROBE, Settings, audit, check, cost, distance, fill, neighbours, visible
+from assay.memorization.inpainting import PROBE, Settings, audit, check, cost, distance, fill, neighbours, reconstruct, visible
 from assay.memorization.reconstruction import NAMES
-from assay.noise import normal
+from assay.noise import derive, normal
 from assay.testing import tiny, tiny_works
+from assay.works import Works
 
 QUICK = Settings(**(PROBE | {"shard": 4, "calibration": 4, "holdout": 3}))
 HIDDEN = ("bottom", "top", "left", "right", "centre")
@@ -79,6 +80,48 @@ def test_neighbours_against_brute_force(works):
         assert row != one
         assert distances[int(row)] == pytest.approx(min(distances.values()), abs=1e-5)
         assert gap == pytest.approx(max(min(distances.values()), 1 / 255), abs=1e-4)
+
+
+def test_near_duplicates_are_no_neighbours(works):
+    """Work 7's nearest is declared its near-duplicate: the next takes its place. Of works that declare none, -1 or null, only they are left out."""
+    mask = visible("top", 32).numpy()
+    (first,), _ = neighbours(works, [7], mask)
+    rows = [row | {"attributes": sorted(row["attributes"].items())} for row in works]
+    for cluster in (-1, None):
+        for row in (rows[7], rows[first]):
+            row["cluster"] = cluster
+        assert neighbours(Works.from_rows(rows), [7], mask)[0] == [first]
+    rows[7]["cluster"] = rows[first]["cluster"] = 3
+    (second,), (gap,) = neighbours(Works.from_rows(rows), [7], mask)
+    (without,), (expected,) = neighbours(Works.from_rows([row for place, row in enumerate(rows) if place != first]), [7 - (first < 7)], mask)
+    assert second == without + (first <= without) != first
+    assert gap == pytest.approx(expected)
+
+
+def test_the_draws_of_least_loss_are_measured_and_the_nearest_of_them_is_shown(sd, works, monkeypatch):
+    """Against keeping every picture and choosing at the end; decoded two at a time."""
+    settings, few = Settings(**(PROBE | {"draws": 5, "kept": 2, "batch": 4})), works.take([3, 8])
+    decode, most = Denoiser.images, []
+    monkeypatch.setattr("assay.denoiser.DECODED", 2 * sd.image_size**2)
+    monkeypatch.setattr(Denoiser, "images", lambda self, latents: most.append(len(latents)) or decode(self, latents))
+    captions = [texts[0] for texts in few.column("captions")]
+    made = reconstruct(sd, few, captions, settings, 3)
+    assert max(most) == 2
+    pixels = torch.from_numpy(few.pixels(sd.image_size)).permute(0, 3, 1, 2).float() / 255
+    clean, told = sd.latents(pixels), sd.conditioning(captions)
+    for row, id_ in enumerate(few.column("id")):
+        five = [row] * 5
+        seeds = [derive(3, "inpainting", id_, draw) for draw in range(5)]
+        filled = fill(sd, clean[five], visible("bottom", 16), told[five], seeds, steps=settings.steps)
+        noise = normal(sd.latent_shape, [derive(3, "loss", id_)])[[0] * 5]
+        with torch.no_grad():
+            order = sd.loss(filled, torch.full((5,), settings.timestep), noise, told[five]).argsort()
+            pictures = torch.cat([decode(sd, one[None]) for one in filled])
+        apart = distance(pictures, pixels[five], visible("bottom", 32))
+        best = min(order[:2].tolist(), key=lambda draw: float(apart[draw]))
+        assert float(made["caption.kept"][row]) == pytest.approx(float(apart[best]), abs=1e-4)
+        assert float(made["caption.any"][row]) == pytest.approx(float(apart.min()), abs=1e-4)
+        assert (made["caption.picture"][row].float() - 255 * pictures[best].permute(1, 2, 0)).abs().max() < 1.5
 
 
 def test_an_audit_of_a_tiny_pipeline(denoiser, works):

@@ -4,11 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
-from assay.denoiser import Denoiser
 from assay.errors import Misconfigured, Unsupported
 from assay.evaluation.blind import kernel
+from assay.memorization import membership
 from assay.memorization.groups import Group, choose
 from assay.memorization.membership import PRESETS, PROBE, Settings, audit, blind, check, cost, wordings
 from assay.memorization.verdicts import CONTROLS, NAMES
@@ -46,7 +45,26 @@ def test_wordings_are_the_caption_none_pieces_and_another_s():
     assert found["another"][:2] == ["a blue cat", "a red cat"]
     assert sorted(found["another"][2:5]) == sorted(captions[2:5])  # lent inside the group,
     assert all(own != lent for own, lent in zip(captions[2:5], found["another"][2:5]))  # never to oneself,
-    assert found["another"][5] == "alone"  # where there is another
+    assert found["another"][5] != "alone"  # and by another group where there is no other
+
+
+def test_no_work_is_lent_its_own_caption_by_a_namesake():
+    """Of three a, two b and one c, no a borrows another's a, as by turns alone some would. Where all have one caption there is nothing to lend."""
+    captions = ["a", "a", "b", "c", "b", "a"]
+    for seed in range(20):
+        found = wordings(captions, [Group("members", None, 1, list(range(6)))], list("uvwxyz"), 2, seed)["another"]
+        assert all(own != lent for own, lent in zip(captions, found, strict=True))
+        assert set(found) <= set(captions)
+    assert wordings(["a", "a"], [Group("members", None, 1, [0, 1])], ["u", "v"], 2, 0)["another"] == ["a", "a"]
+
+
+def test_the_control_of_clid_is_the_same_statistic_under_another_caption(works, monkeypatch):
+    """Lent its own caption, a work's control is what stands beside it, and not CLiD, which averages over captions cut short as well."""
+    lending = membership.wordings
+    monkeypatch.setattr(membership, "wordings", lambda captions, *others: lending(captions, *others) | {"another": list(captions)})
+    scores = membership.measure(tiny(), works, choose(works, WITHOUT, 0), WITHOUT, seed=0).scores
+    np.testing.assert_allclose(scores["another.clid"], scores["empty.clid"], atol=1e-3)
+    assert np.abs(scores["another.clid"] - scores["clid"]).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["sd-epsilon", "sd-v", "sdxl"])
@@ -63,40 +81,19 @@ def test_audit_of_a_tiny_pipeline(kind, works):
     assert len(made.record.dump()) < 100_000
 
 
-class Memoriser(Denoiser):
-    """The exact minimiser of the training loss over some works: x_0 is their mean, weighted by how likely each is to have become x_t.
-
-    A caption that was trained narrows the works down to its own; any other prompt, the empty one too, is about all of them.
-    """
-
-    def learn(self, works, rows):
-        pixels = torch.from_numpy(works.take(rows).pixels(self.image_size)).permute(0, 3, 1, 2) / 255
-        self.seen = self.latents(pixels).double()
-        self.texts = self.conditioning([works.column("captions")[row][0] for row in rows]).states
-        return self
-
-    def predict(self, x_t, t, conditioning, view="epsilon"):
-        self.passes += len(x_t)
-        a, s = (scale.double() for scale in self.scales(t))
-        away = (x_t.double()[:, None] - a[:, None] * self.seen[None]).flatten(2).square().sum(2)
-        apart = (conditioning.states[:, None] - self.texts[None]).flatten(2).abs().amax(2) > 1e-6
-        known = ~apart.all(1, keepdim=True)
-        weights = (-away / (2 * s[:, 0, 0] ** 2)).masked_fill(apart & known, -torch.inf).softmax(1)
-        return ((x_t.double() - a * torch.einsum("nm,mchw->nchw", weights, self.seen)) / s).float()
-
-
-def test_a_model_that_memorised_its_works_gives_them_away(works):
+def test_a_model_that_memorised_its_works_gives_them_away(works, memoriser):
     # Works that were learnt come out exactly from any noise, and no others do: every score ranks all of them first, area 1. Calibration alone may
     # tie: where noise is little, the right work comes out without its caption too, and nothing is left to gain.
     settings = dataclasses.replace(WITHOUT, members=8)
     groups = choose(works, settings, 0)
     rows = [row for group in groups if group.dose for row in group.works]
-    record = audit(Memoriser(tiny().pipeline, "memoriser").learn(works, rows), works, settings, judge=None, seed=0).record
+    record = audit(memoriser(works, rows), works, settings, judge=None, seed=0).record
     area = {name: record.metric(f"{name}.auc").value for name in (*NAMES, *CONTROLS) if name not in ("gsa", "quantile")}
     assert {name: value for name, value in area.items() if name in NAMES and value != 1} == {"calibrated_loss": area["calibrated_loss"]}
     assert area["calibrated_loss"] > 0.9
-    # Under another member's caption another work comes out, worse than the nearest of all that works never trained get.
-    assert max(area[name] for name in CONTROLS) < 0.5
+    # Under another member's caption another work comes out, worse than the nearest of all that works never trained get; under its own, its own.
+    assert max(area[name] for name in CONTROLS if name.startswith("another")) < 0.5
+    assert area["empty.clid"] > 0.9
     assert record.metric("loss.tpr").value == 1
 
 

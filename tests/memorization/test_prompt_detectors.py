@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from assay.denoiser import Denoiser
-from assay.memorization import anisotropy, attention_entropy, bright_ending, noise_difference
+from assay.memorization import anisotropy, attention_entropy, bright_ending, noise_difference, one_step
 from assay.memorization.trace import Trace
 from assay.noise import normal
 from assay.testing import KINDS, tiny
@@ -27,6 +27,7 @@ def built(**given):
         "late_empty": torch.zeros(1, 1, 1, 2, 2),
         "ends": torch.tensor([2]),
         "latents": torch.zeros(1, 1, 1, 2, 2),
+        "leap": torch.ones(1, 1),
     }
     return Trace(**(plain | given))
 
@@ -38,6 +39,10 @@ def test_magnitudes_by_hand():
     trace = built(guidance=guidance)
     assert noise_difference.first(trace) == pytest.approx([5.0])
     assert noise_difference.mean(trace) == pytest.approx([3.0])
+
+
+def test_one_step_is_averaged_over_draws():
+    assert one_step.confidence(built(leap=torch.tensor([[1.0, 4.0]]))) == pytest.approx([2.5])
 
 
 def test_entropy_of_even_attention_is_log_n_and_of_one_token_nothing():

@@ -57,6 +57,18 @@ def test_the_magnitude_is_linear_in_the_guidance_of_a_linear_denoiser(gaussian, 
         torch.testing.assert_close(trace.magnitudes[:, 0, step], expected, atol=1e-6, rtol=1e-3)
 
 
+def test_one_step_from_the_noise_is_that_of_the_paper(denoiser):
+    """Its convention has no a_t: x / a is noise of deviation s / a, and one step from there to no noise is the guided x_0."""
+    found = follow(denoiser, PROMPTS, IDS, COURSE, seed=5, batch=3).leap
+    times = denoiser.timesteps(COURSE.steps)[:1].expand(4)
+    x = normal(denoiser.latent_shape, [derive(5, "trace", id_, draw) for id_ in IDS for draw in range(2)])
+    with torch.no_grad():
+        asked, empty = (denoiser.predict(x, times, denoiser.conditioning(texts), "x0") for texts in (["red", "red", "blue", "blue"], [""] * 4))
+    a, s = denoiser.scales(times)
+    expected = (x / a - (empty + COURSE.guidance * (asked - empty))).square().mean((1, 2, 3)) / (s / a)[:, 0, 0, 0] ** 2
+    torch.testing.assert_close(found.flatten(), expected, atol=1e-4, rtol=1e-3)
+
+
 def test_attention_is_the_mean_of_what_a_pass_exposes(denoiser):
     course = Course(1, 1, 1.0, 1)
     trace = follow(denoiser, ["red cross"], ["a"], course, seed=0)

@@ -23,6 +23,7 @@ def evidence(apart: float = 3.0, holdout: int = 24, zero: bool = True) -> Eviden
     height = np.concatenate([np.full(len(g.works), apart * (g.kind == "members") + (g.kind == "canary") * g.dose / 10) for g in groups])
     rng = numpy_generator(0, "verdicts")
     scores = {name: rng.normal(size=len(height)) + height for name in NAMES} | {name: rng.normal(size=len(height)) for name in CONTROLS}
+    scores["empty.clid"] += height  # under the own caption
     asked = [work for group in groups for work in group.works]
     return Evidence(groups, asked, scores | {"timesteps": rng.normal(size=(len(height), 2)) + height[:, None]}, Blind(0.51, (0.4, 0.6), 0.4))
 
@@ -129,12 +130,14 @@ def test_what_cannot_be_said_is_said(works, record):
 def test_controls_are_put_into_words(works):
     said = " ".join(witness(works, evidence(), SETTINGS, ruled=False, seed=0).findings)
     assert "It does not tell them apart." in said
+    assert "under another's: CLiD against the empty caption alone" in said  # like for like
     assert "Those above chance need the pair" in said
     same = evidence(apart=0.0)
-    same = same._replace(scores=same.scores | {f"another.{name}": same.scores[name] for name in ("clid", "calibrated_loss", "loss")})
+    under = {"clid": "empty.clid", "calibrated_loss": "calibrated_loss", "loss": "loss"}
+    same = same._replace(scores=same.scores | {f"another.{name}": same.scores[own] for name, own in under.items()})
     assert "None is above chance for certain" in " ".join(witness(works, same, SETTINGS, ruled=False, seed=0).findings)
     odd = evidence()._replace(blind=Blind(0.8, (0.4, 0.6), 0.002))
-    odd = odd._replace(scores=odd.scores | {"another.clid": odd.scores["clid"]})
+    odd = odd._replace(scores=odd.scores | {"another.clid": odd.scores["empty.clid"]})
     said = " ".join(witness(works, odd, SETTINGS, ruled=False, seed=0).findings)
     assert "areas may overstate memory" in said
     assert "recognises the picture or the caption alone" in said

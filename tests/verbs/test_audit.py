@@ -8,6 +8,7 @@ import pytest
 import assay
 from assay.memorization.membership import PROBE
 from assay.testing import tiny, tiny_works
+from assay.verbs.session import Session
 
 QUICK = PROBE | {"gradient": False}
 
@@ -28,6 +29,18 @@ def test_a_membership_audit_leaves_a_record_and_no_tape(tmp_path):
     assert denoiser.passes == before
     assert again.record is not None
     assert again.record.findings == outcome.record.findings
+
+
+def test_a_denoiser_that_is_audited_twice_states_each_audit_s_passes(tmp_path):
+    """The same plan costs the same, as `cost` has it, though the denoiser's own counter goes on."""
+    works, denoiser = tiny_works(), tiny()
+    plan = assay.audit(denoiser, works, method="membership", settings=QUICK, dry_run=True).extra["plan"]
+    for name in ("first", "second"):
+        record = assay.audit(denoiser, works, method="membership", settings=QUICK, out=tmp_path / name).record
+        assert record is not None
+        assert record.passes == plan["passes"]
+    assert denoiser.passes == 2 * plan["passes"]
+    assert Session("retrain", denoiser, tmp_path).before == 0  # which sets the counter to what all its sittings took
 
 
 @pytest.mark.parametrize("method", ["detectors", "inpainting"])

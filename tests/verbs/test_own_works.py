@@ -115,17 +115,45 @@ def test_mine_comes_with_its_works(folder):
             assay.audit(tiny(), tiny_works(), dry_run=True, **wrong)
 
 
+CAME = "In 3 of 8 attempts with its caption “a cat” an image came out that is nearer to this work, in two of three measures, than images come to all "
+CAME += "but 2.5% of works never trained: look at them side by side."
+
+
 @pytest.mark.parametrize(
     ("seen", "hits", "expected"),
     [
-        ({"came_out", "by_itself"}, 3, "In 3 of 8 attempts with its caption “a cat” an image came out that is nearer to this work"),
-        ({"by_itself"}, 0, "draws images that agree closely and lie near this work. The same was seen for 0 of 40 works never trained."),
-        ({"denoised"}, 0, "a hint, no proof. The same was seen for 1 of 40 works never trained."),
-        (set(), 0, "does not prove that it was not used. Of works that were in, the test found 33 of 100 (95 % interval 25% to 43%)."),
+        ({"came_out"}, 3, f"{CAME} The same was seen for 1 of 40 works never trained."),
+        (
+            {"came_out", "by_itself", "denoised"},
+            3,
+            f"{CAME} What its caption draws also agrees with itself as rarely happens, and lies near this work. The same was seen for 1 of 40 works "
+            "never trained.",
+        ),
+        (
+            {"by_itself"},
+            0,
+            "Asked 8 times with “a cat”, the model draws images that agree closely and lie near this work. The same was seen for 0 of 40 works never "
+            "trained.",
+        ),
+        (
+            {"denoised"},
+            0,
+            "“a cat”: no copy came out, but the model denoises this work better than nearly all works never trained (p = 0.02): a hint, no proof. "
+            "The same was seen for 1 of 40 works never trained.",
+        ),
+        (
+            set(),
+            0,
+            "“a cat”: we found no sign; that does not prove that it was not used. Of works that were in, the test found 33 of 100 (95 % interval 25% "
+            "to 43%).",
+        ),
     ],
 )
 def test_sentences_say_what_was_seen_and_how_often_it_is_seen_in_vain(seen, hits, expected):
-    """Counts are made up: signs of one holdout work in 40, and of 33 members in 100."""
+    """Counts are made up: signs of one holdout work in 40, and of 33 members in 100. Agreement is never said to be found without the work."""
     counts = {("holdout", "came_out"): (1, 40), ("holdout", "by_itself"): (0, 40), ("holdout", "denoised"): (1, 40), ("members", "found"): (33, 100)}
-    assert expected in sentence(seen, hits, 8, "a cat", 0.02, counts)
-    assert "came out in 0" not in sentence(seen, hits, 8, "a cat", 0.02, counts)
+    assert sentence(seen, hits, 8, "a cat", 0.02, counts, agreement=2, rate=0.025) == expected
+
+
+def test_a_sentence_names_the_measures_that_agree():
+    assert "in all three measures, than images come to all but 1.0% of" in sentence({"came_out"}, 1, 2, "a cat", 0.5, {}, agreement=3, rate=0.01)

@@ -20,6 +20,7 @@ NAMES = {
     "masked_magnitude": "noise difference within the bright ending",
     "anisotropy": "anisotropy: norm and alignment",
     "alignment": "alignment at low noise",
+    "one_step": "distance of one step from its noise",
 }
 """Scores: as metrics name them -> as people do."""
 

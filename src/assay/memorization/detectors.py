@@ -1,7 +1,8 @@
-"""Scores prompts, not works: which captions bring out a copy, by four published detectors that read one trace of every prompt.
+"""Scores prompts, not works: which captions bring out a copy, by five published detectors that read one trace of every prompt.
 
-The detectors are those of `noise_difference.py` (Wen et al. 2024), `attention_entropy.py` (Ren et al. 2024), `bright_ending.py` (Chen et al. 2025)
-and `anisotropy.py` (Asthana and Belagiannis 2026); `trace.py` makes the passes that all of them read. None looks at the works.
+The detectors are those of `noise_difference.py` (Wen et al. 2024), `attention_entropy.py` (Ren et al. 2024), `bright_ending.py` (Chen et al. 2025),
+`anisotropy.py` (Asthana and Belagiannis 2026) and `one_step.py` (Webster 2023); `trace.py` makes the passes that all of them read. None looks at the
+works.
 
 Captions of canaries with many copies are what a detector must find; captions never trained, of holdout works and of canaries withheld, are what it
 must pass over: they are of the same kind and length, which the papers' sets of prompts are not. Ordinary members stand beside. Thresholds are set on
@@ -30,8 +31,8 @@ from assay.attention import cross_layers
 from assay.denoiser import Denoiser, to_pictures
 from assay.errors import Misconfigured
 from assay.judge import JudgeLike
-from assay.memorization import anisotropy, attention_entropy, bright_ending, noise_difference
-from assay.memorization.detection import Shown, witness
+from assay.memorization import anisotropy, attention_entropy, bright_ending, noise_difference, one_step
+from assay.memorization.detection import NAMES, Shown, witness
 from assay.memorization.groups import Audit, choose, completed
 from assay.memorization.looks import strip
 from assay.memorization.separation import limits
@@ -143,6 +144,7 @@ def scored(trace: Trace, settings: Settings) -> dict[str, np.ndarray]:
         "masked_magnitude": bright_ending.masked(trace),
         "anisotropy": anisotropy.combined(trace, settings.alignment),
         "alignment": anisotropy.alignment(trace),
+        "one_step": one_step.confidence(trace),
     }
 
 
@@ -184,7 +186,7 @@ def audit(
     asked = [index for group in groups for index in group.works]
     texts, names = works.column("captions"), works.column("id")
     prompts, ids = [texts[index][0] for index in asked], [names[index] for index in asked]
-    plan = digest_of([standing(denoiser), ids, prompts, asdict(settings), seed])
+    plan = digest_of([standing(denoiser), ids, prompts, asdict(settings), seed, *NAMES])
     parts = []
     for first in range(0, len(asked), settings.shard):
         rows = slice(first, first + settings.shard)

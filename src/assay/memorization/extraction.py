@@ -5,9 +5,11 @@ Balle, Daphne Ippolito, Eric Wallace. USENIX Security 2023, arXiv 2301.13188, Se
 
 Captions are asked for, the most copied first, `images` times each. Images of a prompt are compared by tiled l2; a clique of at least `clique` of them
 within distance d predicts that they are a copy. Predictions are ranked by the mean distance within the clique, and its medoid stands for it. Then it
-is held against all training works: it is extracted if one lies within delta of it ((l, delta)-extraction, Def. 1), and k-eidetic if the works within
-delta of that work have k copies among them (Def. 2). The adaptive distance of Sec. 5.1 is printed beside: distance to the nearest work over half the
-mean distance to the nearest 50, which tells a copy from one more of many that look alike (below 1).
+is held against all works: the caption's own is extracted if it, or a near-duplicate that the works declare, lies within delta of the medoid
+((l, delta)-extraction, Def. 1). A medoid that is so near another work trained on, and not its own, is counted apart: the copies of the caption's work
+say nothing of it. The nearest work trained on is k-eidetic if the works within delta of it have k copies among them (Def. 2). The adaptive distance
+of Sec. 5.1 is printed beside: distance to the nearest work over half the mean distance to the nearest 50, which tells a copy from one more of many
+that look alike (below 1).
 
 d and delta are none of the paper's (0.15 at 512 pixels): they are set on captions of calibration works, which the model never saw, so that each
 condition holds for a new such caption with at most the stated probability. Drawing a prompt stops when it has its clique, or when that has become
@@ -40,7 +42,7 @@ from assay.evaluation.intervals import wilson
 from assay.evaluation.similarity import adaptive, tiled_l2_pairs
 from assay.evaluation.thresholds import Threshold, threshold_at
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, Group, check_sizes, choose, completed
+from assay.memorization.groups import Audit, Group, alike, check_sizes, choose, completed
 from assay.memorization.looks import SIZE
 from assay.noise import derive
 from assay.patched import standing
@@ -63,7 +65,7 @@ class Settings:
     guidance: float = 7.5
     """Scale of classifier-free guidance."""
     false_positive_rate: float = 0.02
-    """Probability that images of a caption never trained agree as near as copies do; and that one comes as near to a training work."""
+    """Probability that images of a caption never trained agree as near as copies do; and that one comes as near to its own or a training work."""
     members: int = 1000
     """Ordinary members to ask for, at most."""
     calibration: int = 400
@@ -96,14 +98,14 @@ class Prompt:
         self.clique: Clique = NONE
 
     def add(self, images: np.ndarray, size: int, limit: float) -> None:
-        """Take in new images (b, 3, 64, 64) and find the tightest clique."""
+        """Take in new images (b, 3, 64, 64) and find the tightest clique; a looser one than that of an earlier look does not take its place."""
         new = tiled_l2_pairs(images, np.concatenate([self.images, images]))
         old, count = len(self.images), len(self.images) + len(images)
         table = np.zeros((count, count))
         table[:old, :old] = self.distances
         table[old:], table[:, old:] = new, new.T
         self.images, self.distances = np.concatenate([self.images, images]), table
-        self.clique = tightest(table, size, limit)
+        self.clique = min(self.clique, tightest(table, size, limit), key=lambda clique: clique.tightness)
 
 
 def check(settings: Settings) -> None:
@@ -168,8 +170,8 @@ def audit(
     agree = threshold_at([-prompt.clique.tightness for prompt in calibration], rate)
     drawing.draw(others, -agree.value)
     training = works.where(lambda row: row["split"] == "member" and row["copies"] > 0)
-    found = Found(training, prompts)
-    near = threshold_at(-found.distance[: len(calibration)], rate)
+    found = Found(works, training, prompts)
+    near = threshold_at(-np.minimum(found.distance, found.own)[: len(calibration)], rate)
     record, shown = _testify(works, found, agree, near, rate, settings)
     if progress:
         progress(len(prompts) * settings.images, len(prompts) * settings.images)  # what was left off counts as done
@@ -238,15 +240,16 @@ class Drawing:
 
 
 class Found:
-    """What stands for each prompt, its clique's medoid, held against all training works; its rows are those of `prompts`.
+    """What stands for each prompt, its clique's medoid, held against its own work and all training works; its rows are those of `prompts`.
 
     Args:
-        training: the works.
+        works: the table that prompts are of.
+        training: those of them that were trained on.
         prompts: drawn, with their cliques.
     """
 
-    def __init__(self, training: Works, prompts: list[Prompt]) -> None:
-        """Compare every one with every work."""
+    def __init__(self, works: Works, training: Works, prompts: list[Prompt]) -> None:
+        """Compare every one with every training work, and with its own and that one's declared near-duplicates, trained on or not."""
         self.training, self.prompts = training, prompts
         self.pixels = np.ascontiguousarray(training.pixels(SIZE).transpose(0, 3, 1, 2))
         images = np.stack([prompt.images[prompt.clique.medoid] for prompt in prompts])
@@ -254,6 +257,10 @@ class Found:
         self.nearest = table.argmin(1)
         self.distance = table.min(1)
         self.adaptive = adaptive(tiled_l2_pairs(images, self.pixels, tiles=1), NEIGHBOURS, ALPHA)
+        labels, self.own = alike(works), np.empty(len(prompts))
+        for place, prompt in enumerate(prompts):
+            same = works.take(np.flatnonzero(labels == labels[prompt.work])).pixels(SIZE).transpose(0, 3, 1, 2)
+            self.own[place] = tiled_l2_pairs(images[[place]], same).min()
 
     def copies(self, work: int, delta: float) -> int:
         """Return how many copies the works within delta of a work have, its own included: the k of k-eidetic."""
@@ -266,7 +273,8 @@ def _testify(
 ) -> tuple[Record, list[tuple[Prompt, int]]]:
     prompts, limit, delta = found.prompts, -agree.value, -near.value
     predicted = np.array([prompt.clique.tightness < limit for prompt in prompts])
-    extracted = predicted & (found.distance < delta)
+    extracted = predicted & (found.own < delta)
+    another = predicted & ~extracted & (found.distance < delta)
     metrics, rows, lines = [], [], {}
     groups = list({id(prompt.group): prompt.group for prompt in prompts}.values())
     for group in groups:
@@ -286,7 +294,7 @@ def _testify(
             )
         )
         drawn = sum(len(prompt.images) for prompt in prompts if prompt.group is group)
-        rows.append([group.words, total, drawn, int(predicted[mine].sum()), count, f"{low:.0%} to {high:.0%}"])
+        rows.append([group.words, total, drawn, int(predicted[mine].sum()), count, f"{low:.0%} to {high:.0%}", int(another[mine].sum())])
         if group.kind != "calibration":
             name = {"one": "one caption", None: "never trained (holdout)" if group.kind == "holdout" else group.words}.get(
                 group.arm, f"{group.arm} captions"
@@ -297,12 +305,16 @@ def _testify(
     right, claimed = int((extracted & trained).sum()), int((predicted & asked).sum())
     low, high = wilson(right, claimed)
     metrics.append(Metric(name="precision", value=right / claimed if claimed else None, low=low, high=high, n=claimed, better="higher"))
+    foreign = int((another & asked).sum())
+    low, high = wilson(foreign, claimed)
+    metrics.append(Metric(name="another_work", value=foreign / claimed if claimed else None, low=low, high=high, n=claimed))
     images = sum(len(prompt.images) for prompt in prompts if prompt.group.kind != "calibration")
     metrics.append(Metric(name="images", value=images, n=images))
     order = sorted(np.flatnonzero(predicted & asked).tolist(), key=lambda row: prompts[row].clique.mean)
     shown = order[: settings.matches]
-    table = [_row(works, found, row, delta, place, bool(extracted[row])) for place, row in enumerate(shown, start=1)]
-    columns = ["captions", "asked for", "images drawn", "predicted", "extracted", "95 % interval"]
+    verdicts = np.select([extracted, another], ["yes", "another work"], "no").tolist()
+    table = [_row(works, found, row, delta, place, verdicts[row]) for place, row in enumerate(shown, start=1)]
+    columns = ["captions", "asked for", "images drawn", "predicted", "extracted", "95 % interval", "another work came out"]
     heads = ["output", "nearest work", "asked for", "copies", "nearest is", "creator", "within clique", "to the work", "adaptive", "k", "extracted"]
     record = Record(
         command="audit",
@@ -311,7 +323,7 @@ def _testify(
         given=asdict(settings),
         resolved=asdict(settings) | {"size": SIZE, "rate": round(rate, 6), "d": round(limit, 5), "delta": round(delta, 5)},
         metrics=metrics,
-        findings=_findings(groups, metrics, images, right, claimed, rate),
+        findings=_findings(groups, metrics, images, (right, foreign, claimed), rate),
         shows_not=[
             "Works that are not extracted may be memorised: other prompts, more images and white-box attacks were not tried.",
             "d and delta hold for this model, these works and 64x64 pixels; they are not comparable with published ones.",
@@ -326,7 +338,7 @@ def _testify(
     return record, [(prompts[row], int(found.nearest[row])) for row in shown]
 
 
-def _row(works: Works, found: Found, row: int, delta: float, place: int, extracted: bool) -> list[Any]:
+def _row(works: Works, found: Found, row: int, delta: float, place: int, verdict: str) -> list[Any]:
     prompt, nearest = found.prompts[row], int(found.nearest[row])
     work = found.training[nearest]
     return [
@@ -340,19 +352,24 @@ def _row(works: Works, found: Found, row: int, delta: float, place: int, extract
         round(float(found.distance[row]), 4),
         round(float(found.adaptive[row]), 2),
         found.copies(nearest, delta),
-        "yes" if extracted else "no",
+        verdict,
     ]
 
 
-def _findings(groups: list[Group], metrics: list[Metric], images: int, right: int, claimed: int, rate: float) -> list[str]:
+def _findings(groups: list[Group], metrics: list[Metric], images: int, counts: tuple[int, int, int], rate: float) -> list[str]:
+    """Say what came out; counts are of captions whose own work did, of those near another work alone, and of all that a copy is predicted for."""
+    right, foreign, claimed = counts
     captions = sum(len(group.works) for group in groups if group.kind != "calibration")
     said = [
         f"{images:,} images were drawn of {captions:,} captions. Those of {claimed} agree so closely that a copy is predicted; of these captions "
-        f"{right} were trained and a work trained on is as near as a copy."
+        f"{right} were trained and their own work is as near as a copy; for {foreign} another work trained on is, and their own is not."
     ]
     for group, metric in zip(groups, metrics, strict=False):
         if group.kind in ("canary", "holdout", "members"):
             count = round((metric.value or 0) * metric.n)
             said.append(f"Of {group.words}, {count} of {metric.n} are extracted (95 % interval {metric.low or 0:.0%} to {metric.high or 0:.0%}).")
-    said.append(f"By the thresholds, a caption never trained is predicted with at most {rate:.1%}, and comes as near to a work with at most as much.")
+    said.append(
+        f"By the thresholds, a caption never trained is predicted with at most {rate:.1%}, and comes as near to its own work or one trained on with "
+        "at most as much."
+    )
     return said

@@ -16,7 +16,8 @@ work. The nearest of all draws is a bound on what any choice could find; the dis
 
 Works never trained set the threshold (calibration) and check it (holdout). Different from the paper: it compares with models trained without the work
 and fills in many more times; here the model is one. At the mask's edge the autoencoder's latents see a few hidden pixels, for all works alike. Cost:
-2 x draws x (steps x resample + 1) passes a work, and half as many again under guidance. Known failure: what is symmetrical, empty or drawn after a
+2 x draws x (steps x resample + 1) passes a work, and half as many again under guidance; pictures of `kept` draws a work are held while a shard is
+filled in, for the nearest of them is known only at its end. Known failure: what is symmetrical, empty or drawn after a
 known pattern is filled in without any memory of the work: calibration works carry that, and raise the threshold.
 """
 
@@ -28,7 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, choose, completed
+from assay.memorization.groups import Audit, alike, choose, completed
 from assay.memorization.looks import strip
 from assay.memorization.reconstruction import Seen, witness
 from assay.memorization.verdicts import Evidence
@@ -247,6 +248,19 @@ def audit(
     return Audit(completed(record, denoiser, works, seed=seed, started=start, passes=before), pictures)
 
 
+class Draw(NamedTuple):
+    """One time that a work was filled in."""
+
+    loss: float
+    """Denoising loss of what came out."""
+    number: int
+    """Which time it was."""
+    distance: float
+    """From the work, over the hidden pixels."""
+    picture: torch.Tensor
+    """uint8, (3, h, w)."""
+
+
 @torch.no_grad()
 def reconstruct(denoiser: Denoiser, works: Works, captions: Sequence[str], settings: Settings, seed: int) -> dict[str, torch.Tensor]:
     """Fill in works and measure: for both ways, distances of the nearest draw that was kept and of the nearest of all, and the former's picture.
@@ -262,7 +276,8 @@ def reconstruct(denoiser: Denoiser, works: Works, captions: Sequence[str], setti
     noise = normal(denoiser.latent_shape, [derive(seed, "loss", id_) for id_ in ids]).to(clean)  # one for all draws of a work
     for way in WAYS:
         texts = captions if way == "caption" else [""] * len(works)
-        distances, losses, images = [], [], []
+        every: list[list[Draw]] = [[] for _ in ids]
+        nearest = [math.inf] * len(ids)
         for start in range(0, len(jobs), settings.batch):
             some = jobs[start : start + settings.batch]
             rows = torch.tensor([row for row, _ in some])
@@ -271,15 +286,18 @@ def reconstruct(denoiser: Denoiser, works: Works, captions: Sequence[str], setti
             options = {"steps": settings.steps, "resample": settings.resample, "guidance": settings.guidance if way == "caption" else 1.0}
             filled = fill(denoiser, clean[rows.to(clean.device)], mask, told, seeds, **options)
             times = torch.full((len(some),), settings.timestep, device=clean.device)
-            losses.append(denoiser.loss(filled, times, noise[rows.to(clean.device)], told).cpu())
-            drawn = denoiser.images(filled).cpu()
-            distances.append(distance(drawn, pixels[rows], shown))
-            images.append((drawn * 255).round().to(torch.uint8))
-        table, loss = (torch.cat(values).unflatten(0, (len(works), settings.draws)) for values in (distances, losses))
-        kept = loss.argsort(dim=1, stable=True)[:, : settings.kept]
-        best = kept.gather(1, table.gather(1, kept).argmin(1, keepdim=True))
-        picture = torch.cat(images).unflatten(0, (len(works), settings.draws))[torch.arange(len(works)), best[:, 0]]
-        found |= {f"{way}.kept": table.gather(1, best)[:, 0], f"{way}.any": table.min(1).values, f"{way}.picture": picture.permute(0, 2, 3, 1)}
+            losses = denoiser.loss(filled, times, noise[rows.to(clean.device)], told).tolist()
+            drawn = torch.cat([denoiser.images(part).cpu() for part in filled.split(denoiser.at_once)])
+            apart = distance(drawn, pixels[rows], shown).tolist()
+            for (row, draw), loss, away, picture in zip(some, losses, apart, (drawn * 255).round().to(torch.uint8), strict=True):
+                nearest[row] = min(nearest[row], away)
+                every[row] = sorted([*every[row], Draw(loss, draw, away, picture.clone())], key=lambda one: one[:2])[: settings.kept]
+        best = [min(draws, key=lambda one: one.distance) for draws in every]
+        found |= {
+            f"{way}.kept": torch.tensor([one.distance for one in best], dtype=torch.float64),
+            f"{way}.any": torch.tensor(nearest, dtype=torch.float64),
+        }
+        found[f"{way}.picture"] = torch.stack([one.picture for one in best]).permute(0, 2, 3, 1)
     return {name: tensor.contiguous() for name, tensor in found.items()}
 
 
@@ -289,13 +307,17 @@ def distance(images: torch.Tensor, others: torch.Tensor, mask: torch.Tensor) -> 
 
 
 def neighbours(works: Works, asked: Sequence[int], mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for every work asked, the training work nearest to it where the mask is False, itself left out, and how far it is: (n,) each."""
+    """Return, for every work asked, the training work nearest to it where the mask is False, and how far it is: (n,) each.
+
+    Itself and the near-duplicates that the works declare are left out.
+    """
     training = np.array([row for row, (split, k) in enumerate(zip(works.column("split"), works.column("copies"))) if split == "member" and k])
     size = len(mask)
     parts = works.pixels(size)[:, ~mask].reshape(len(works), -1).astype(np.float32) / 255
     squares = (parts**2).sum(1)
     table = squares[asked, None] + squares[training] - 2 * parts[asked] @ parts[training].T
-    table[np.array(asked)[:, None] == training] = np.inf
+    labels = alike(works)
+    table[labels[asked, None] == labels[training]] = np.inf
     nearest = table.argmin(1)
     return training[nearest], np.sqrt(np.maximum(table.min(1), 0) / parts.shape[1]).clip(min=1 / 255)
 

@@ -7,7 +7,8 @@ et al. 2024).
 
 Members, canaries by copies and arm apart, are compared with calibration and holdout works, which the model never saw; splits follow near-duplicates.
 Thresholds are set on calibration works and the rates they keep are measured on holdout works. Two controls tell what is no memory of the pair of
-picture and caption: a blind baseline, which asks no model, and scores under another work's caption.
+picture and caption: a blind baseline, which asks no model, and scores under another work's caption. CLiD is held against the empty caption alone
+there, with the same of the own caption beside: captions cut short of another's would take more passes.
 
 Different from the papers: timesteps are fixed beforehand, never chosen on the works that are judged; calibration works, not shadow models, set scales
 and thresholds. Cost: see `tape.Passes`; 24 passes a work in the small preset, and 3 with gradients. Known failure: members and non-members that
@@ -151,15 +152,17 @@ def wordings(captions: list[str], groups: list[Group], ids: list[str], reduction
         seed: of who lends a caption to whom.
 
     Returns:
-        Name of a wording -> a prompt a work: the caption, none, cut short, and that of another work of the same group.
+        Name of a wording -> a prompt a work: the caption, none, cut short, and a caption that is not its own: of another work of the same group, of
+        any work where the whole group has one caption; its own only where all works have.
     """
     cut = [clid.reduced(caption, reductions) for caption in captions]
     found = {CAPTION: list(captions)} | {name: [texts[place] for texts in cut] for place, name in enumerate(clid.names(reductions))}
     lent, start = list(captions), 0
     for group in groups:
         order = sorted(range(start, start + len(group.works)), key=lambda place: derive(seed, "lent caption", ids[place]))
-        for place, lender in zip(order, order[1:] + order[:1], strict=True):
-            lent[place] = captions[lender]
+        for turn, place in enumerate(order, start=1):
+            lenders = (*order[turn:], *order[:turn], *range(len(captions)))
+            lent[place] = next((captions[lender] for lender in lenders if captions[lender] != captions[place]), captions[place])
         start += len(group.works)
     return found | {OTHER: lent}
 
@@ -179,6 +182,7 @@ def scored(tape: Tape, settings: Settings) -> dict[str, np.ndarray]:
         "clid": clid.discrepancy(tape, pieces=pieces),
         "another.loss": loss.plain(tape, OTHER),
         "another.calibrated_loss": loss.calibrated(tape, OTHER),
+        "empty.clid": clid.discrepancy(tape),
         "another.clid": clid.discrepancy(tape, OTHER),
         "timesteps": loss.by_timestep(tape),
     }
@@ -238,7 +242,7 @@ def measure(
     parts = [scored(tape, settings) for tape in play(denoiser, works, asked, prompts, passes(settings), **ways)]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     first = np.arange(len(asked)) < len(groups[0].works)  # calibration works
-    for name, of in (("clid", "loss"), ("another.clid", "another.loss")):
+    for name, of in (("clid", "loss"), ("empty.clid", "loss"), ("another.clid", "another.loss")):
         scores[name] = clid.combined(scores[name], scores[of], first, settings.alpha)
     pixels = works.take(asked).pixels(SIZE)
     alike, same = likeness(pixels, captions), clusters(thumbnails(pixels))
@@ -257,9 +261,12 @@ def likeness(pixels: np.ndarray, captions: list[str]) -> np.ndarray:
 def blind(alike: np.ndarray, groups: list[Group], same: np.ndarray, seed: int) -> Blind | None:
     """Tell ordinary members from works never trained by likeness alone, one of each set of near-duplicates; None where there are too few.
 
+    Where somebody asks after works, these are told from works never trained, and members, which may be of another kind, are left out.
+
     Near-duplicates are on one side together, so that one would tell of another, and labels that are permuted work by work would be no null.
     """
-    sides = np.repeat([{"members": 1, "calibration": 0, "holdout": 0}.get(group.kind, -1) for group in groups], [len(g.works) for g in groups])
+    suspects = "mine" if any(group.kind == "mine" for group in groups) else "members"
+    sides = np.repeat([{suspects: 1, "calibration": 0, "holdout": 0}.get(group.kind, -1) for group in groups], [len(g.works) for g in groups])
     rows = np.flatnonzero(sides >= 0)
     rows = rows[firsts(same[rows])]
     if min((sides[rows] == side).sum() for side in (0, 1)) < 2:

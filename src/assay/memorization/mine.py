@@ -7,7 +7,7 @@ Zhai et al. 2024 calls single works), and one p-value for all works together ("C
 Thresholds are set on calibration works, which the model never saw; how often each sign, and any of them, is seen at all is measured on holdout works
 (false alarms) and, where members are known, on members (power). Images are drawn once and serve both likeness and cliques. Different from the papers:
 a clique counts only where its medoid is as near to the work itself as a copy. Known failure: a collection that differs in kind from the works never
-trained scores apart without having been used.
+trained scores apart without having been used; where a blind baseline tells the two apart without the model, no verdict is given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from PIL import Image
 
 from assay.denoiser import Denoiser, to_pictures
 from assay.errors import Misconfigured, Unsupported
+from assay.evaluation.blind import Blind
 from assay.evaluation.intervals import wilson
 from assay.evaluation.similarity import tiled_l2_pairs
 from assay.evaluation.thresholds import threshold_at
@@ -40,9 +41,12 @@ from assay.works import Works
 
 MARK = "mine"
 """Attribute that works asked after declare."""
+DIFFERING = 0.05
+"""Level of the blind baseline below which works are of another kind than those never trained."""
+WITHHELD = "no verdict, because pictures and captions alone tell them apart"
 SIGNS = {
-    "came_out": "an output nearer to it than outputs are to works never trained",
-    "by_itself": "outputs that agree by themselves",
+    "came_out": "an output as near to it as outputs hardly ever are to works never trained",
+    "by_itself": "outputs that agree with one another and lie near it",
     "denoised": "denoising better than that of works never trained",
 }
 """Name of a sign -> what is seen of a work."""
@@ -72,15 +76,17 @@ class Settings:
     """Holdout works, at most."""
     divisions: int = 100
     """Random halves of the collection in dataset inference."""
+    scoring: Literal["paper", "small"] = "paper"
+    """Preset of the method `membership` by which works are scored."""
     batch: int = 32
     """Images a pass."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"images": 500, "divisions": 1000},
-    "small": {"images": 6, "clique": 3, "steps": 15, "guidance": 4.0, "members": 40, "calibration": 60, "holdout": 40},
+    "small": {"images": 6, "clique": 3, "steps": 15, "guidance": 4.0, "members": 40, "calibration": 60, "holdout": 40, "scoring": "small"},
 }
-PROBE: dict[str, Any] = {"images": 2, "clique": 2, "steps": 2, "members": 4, "divisions": 4}
+PROBE: dict[str, Any] = {"images": 2, "clique": 2, "steps": 2, "members": 4, "divisions": 4, "scoring": "small"}
 
 
 Counts = dict[tuple[str, str], tuple[int, int]]
@@ -106,8 +112,8 @@ def check(settings: Settings) -> None:
     """
     extraction.check(_drawn(settings))
     check_sizes(settings)
-    if settings.agreement not in (2, 3) or settings.divisions < 1:
-        raise Misconfigured("`agreement` is 2 or 3, and `divisions` at least 1.", "Use a preset.")
+    if settings.agreement not in (2, 3) or settings.divisions < 1 or settings.scoring not in membership.PRESETS:
+        raise Misconfigured("`agreement` is 2 or 3, `divisions` at least 1, and `scoring` paper or small.", "Use a preset.")
 
 
 def _drawn(settings: Settings) -> extraction.Settings:
@@ -117,7 +123,14 @@ def _drawn(settings: Settings) -> extraction.Settings:
 
 def _scored(settings: Settings) -> membership.Settings:
     shared = {"false_positive_rate": settings.false_positive_rate, "batch": settings.batch}
-    return membership.Settings(**(membership.PRESETS["small"] | shared))
+    return membership.Settings(**(membership.PRESETS[settings.scoring] | shared))
+
+
+def _resolved(scoring: membership.Settings) -> dict[str, Any]:
+    """Return what of the scores' settings is in use: neither numbers of works nor of divisions, which are not theirs here."""
+    idle = ("false_positive_rate", "members", "calibration", "holdout", "divisions", "batch")
+    used = {name: value for name, value in asdict(scoring).items() if name not in idle}
+    return {f"membership.{name}": list(value) if isinstance(value, tuple) else value for name, value in used.items()}
 
 
 def groups_of(works: Works, settings: Settings, seed: int) -> list[Group]:
@@ -188,7 +201,8 @@ def audit(
     medoid = np.array([similarity[row, p.clique.medoid, 0] for row, p in enumerate(prompts)])
     by_itself = (tight > threshold_at(tight[:count], rate).value) & (medoid > threshold_at(medoid[:count], rate).value)
     more = None if progress is None else lambda done, of: progress(images + done, total)
-    scored = membership.measure(denoiser, works, groups, _scored(settings), seed=seed, progress=more, folder=folder)
+    scoring = _scored(settings)
+    scored = membership.measure(denoiser, works, groups, scoring, seed=seed, progress=more, folder=folder)
     clid = scored.scores["clid"]
     signs = {"came_out": copies.any(1), "by_itself": by_itself, "denoised": clid > threshold_at(clid[:count], rate).value}
     evidence = Evidence(copies, -similarity[:, :, 0], signs)
@@ -198,12 +212,15 @@ def audit(
     rates = in_words(counts)
     few = f"{count} calibration works cannot hold {settings.false_positive_rate:.1%} false alarms a sign: each is allowed {rate:.1%}."
     told = [few if rate > settings.false_positive_rate else ""]
+    kinds, differing = of_one_kind(scored.blind)
+    told.append(kinds)
     ours, theirs = scored.units(mine), scored.units(never)
     if min(len(ours), len(theirs)) >= LEAST:
         result = infer(ours, theirs, seed=seed, divisions=settings.divisions)
         metrics.append(Metric(name="collection.p_value", value=result.p_value, n=result.suspects + result.others))
-        same = "evidence that some or all of them were used, if those are of the same kind as yours, which was not tested"
-        verdict = same if trained(result) else "no evidence that they were used"
+        verdict = "no evidence that they were used"
+        if trained(result):
+            verdict = WITHHELD if differing else "evidence that some or all of them were used, if those are of the same kind as yours"
         other = " but not in the direction of works trained on," if result.p_value < LEVEL and result.direction <= 0 else ""
         once = f", near-duplicates counted once ({len(ours)})" if len(ours) < len(mine) else ""
         said = f"All {len(mine)} works together{once} against {len(theirs)} never trained, by dataset inference: p {in_p(result.p_value)},{other}"
@@ -212,13 +229,13 @@ def audit(
         told.insert(
             0, f"{len(ours)} works that differ, against {len(theirs)} never trained, are too few for a test of the collection: {LEAST} are needed."
         )
-    tables, pictures = _rows(works, pixels, groups[-1], prompts, evidence, mine, p_values, counts)
+    tables, pictures = _rows(works, pixels, groups[-1], prompts, evidence, mine, p_values, counts, settings.agreement, rate)
     record = Record(
         command="audit",
         method="mine",
         question="Was my work in it?",
         given=asdict(settings),
-        resolved=asdict(settings) | {"rate": round(rate, 6), "score": "clid"},
+        resolved=asdict(settings) | {"rate": round(rate, 6), "score": "clid"} | _resolved(scoring),
         metrics=metrics,
         findings=[_summary(evidence, mine), rates, *filter(None, told)],
         shows_not=[
@@ -230,6 +247,22 @@ def audit(
         tables=tables,
     )
     return Audit(completed(record, denoiser, works, seed=seed, started=start, passes=before, judge=judge.digest), pictures)
+
+
+def of_one_kind(blind: Blind | None) -> tuple[str, bool]:
+    """Say whether pictures and captions alone, the model unasked, tell the works asked after from those never trained; and whether they do."""
+    if blind is None:
+        return "Whether your works and those never trained are of the same kind could not be tested: there are too few.", False
+    differing = blind.p_value < DIFFERING
+    means = (
+        "They are of another kind, so scores that differ say nothing of the model: what is said of single works by how they are denoised, too, may "
+        "come of that."
+        if differing
+        else "It does not tell them apart, which does not prove them to be of one kind."
+    )
+    low, high = blind.chance
+    said = f"Pictures and captions alone, without the model, tell your works from those never trained with AUC {blind.auc:.3f}; by chance, "
+    return f"{said}{low:.3f} to {high:.3f} in 95 % of trials (p {in_p(blind.p_value)}). {means}", differing
 
 
 def _rates(groups: list[Group], evidence: Evidence, rate: float) -> tuple[list[Metric], Counts]:
@@ -278,13 +311,16 @@ def _rows(
     mine: np.ndarray,
     p_values: np.ndarray,
     counts: Counts,
+    agreement: int,
+    rate: float,
 ) -> tuple[list[Table], dict[str, Image.Image]]:
     """Return a sentence a work, the clearest first, the numbers behind it, and the pictures they show."""
     order = sorted(range(len(mine)), key=lambda k: (-int(evidence.copies[mine[k]].sum()), evidence.distance[mine[k]].min()))
     told, rows, pictures = [], [], {}
     for place, k in enumerate(order, start=1):
         at, row = int(mine[k]), group.works[k]
-        best = int(evidence.distance[at].argmin())
+        copied = evidence.copies[at]
+        best = int(np.where(copied | ~copied.any(), evidence.distance[at], np.inf).argmin())  # of copies, where there are any
         image = prompts[at].images[[best]]
         apart = tiled_l2_pairs(image, pixels)[0]
         apart[row] = np.inf
@@ -293,8 +329,8 @@ def _rows(
         pictures |= {f"{name}-{place}.png": picture for name, picture in shown.items()}
         about = works[other]
         seen = {name for name, flags in evidence.signs.items() if flags[at]}
-        hits, caption = int(evidence.copies[at].sum()), works.column("captions")[row][0]
-        said = sentence(seen, hits, evidence.copies.shape[1], caption, float(p_values[k]), counts)
+        hits, caption = int(copied.sum()), works.column("captions")[row][0]
+        said = sentence(seen, hits, evidence.copies.shape[1], caption, float(p_values[k]), counts, agreement=agreement, rate=rate)
         told.append([*({"picture": f"{name}-{place}.png"} for name in shown), said])
         rows.append([
             caption,
@@ -310,7 +346,7 @@ def _rows(
     return [found, Table(title="The numbers behind", columns=heads, rows=rows)], pictures
 
 
-def sentence(seen: set[str], hits: int, attempts: int, caption: str, p_value: float, counts: Counts) -> str:
+def sentence(seen: set[str], hits: int, attempts: int, caption: str, p_value: float, counts: Counts, *, agreement: int, rate: float) -> str:
     """Say in plain words what was found of one work, and how often the same is found where nothing is to be found.
 
     Args:
@@ -320,6 +356,8 @@ def sentence(seen: set[str], hits: int, attempts: int, caption: str, p_value: fl
         caption: what was asked for.
         p_value: of the work's score of membership among works never trained.
         counts: how often signs are seen, by kind of work and name.
+        agreement: how many of the three measures of likeness a copy exceeds.
+        rate: share of works never trained at which that is allowed to happen.
     """
 
     def alarms(name: str) -> str:
@@ -327,9 +365,10 @@ def sentence(seen: set[str], hits: int, attempts: int, caption: str, p_value: fl
         return f" The same was seen for {wrong} of {of} works never trained." if of else ""
 
     if hits:
-        alone = " They agree so closely that they were found without looking at the work." if "by_itself" in seen else ""
-        said = f"In {hits} of {attempts} attempts with its caption “{caption}” an image came out that is nearer to this work than images are to "
-        said += "works never trained: look at them side by side."
+        measures = "two of three measures" if agreement == 2 else "all three measures"
+        alone = " What its caption draws also agrees with itself as rarely happens, and lies near this work." if "by_itself" in seen else ""
+        said = f"In {hits} of {attempts} attempts with its caption “{caption}” an image came out that is nearer to this work, in "
+        said += f"{measures}, than images come to all but {rate:.1%} of works never trained: look at them side by side."
         return said + alone + alarms("came_out")
     if "by_itself" in seen:
         return f"Asked {attempts} times with “{caption}”, the model draws images that agree closely and lie near this work." + alarms("by_itself")

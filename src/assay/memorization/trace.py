@@ -5,6 +5,7 @@ and g_t = e(x_t, t, c) - e(x_t, t, empty) the guidance. For every prompt and dra
 
 - along the DDIM steps of guided sampling: g_t, and the probabilities of every cross-attention layer, averaged over heads and places;
 - at the last step: attention to the end token, place by place, in the finest layers on the way down (Chen et al. 2025 read those);
+- how far one guided step from x_T to no noise goes (Webster 2023);
 - e at a late timestep, with and without the prompt, for x_T itself: pure noise where little is expected (Asthana and Belagiannis 2026).
 
 2 x steps + 2 passes a prompt and draw. Sampling follows plain classifier-free guidance: a rule that the model carries acts on it no more than on the
@@ -66,6 +67,8 @@ class Trace:
     """Place of the end token: int64, (n,)."""
     latents: torch.Tensor
     """What was drawn: (n, draws, c, h, w)."""
+    leap: torch.Tensor
+    """Mean square of the guided e at the first step: (n, draws)."""
 
     @property
     def magnitudes(self) -> torch.Tensor:
@@ -118,8 +121,8 @@ def follow(denoiser: Denoiser, prompts: Sequence[str], ids: Sequence[str], cours
             told = denoiser.conditioning([prompts[int(row)] for row in rows[part]])
             parts.append(_follow(denoiser, told, seeds[part], ends[rows[part]], course, maps))
     joined = [torch.cat(tensors).unflatten(0, (len(prompts), course.draws)) for tensors in zip(*parts, strict=True)]
-    guidance, attention, ending, late, late_empty, latents = joined
-    return Trace(guidance, attention, ending, late, late_empty, ends, latents)
+    guidance, attention, ending, late, late_empty, latents, leap = joined
+    return Trace(guidance, attention, ending, late, late_empty, ends, latents, leap)
 
 
 def _follow(
@@ -137,16 +140,20 @@ def _follow(
         return one, other
 
     late = ask(scheduler.timesteps[-course.late], "epsilon")
-    guidance, attention = [], []
+    guidance, attention, leaps = [], [], []
     for t in scheduler.timesteps:
         asked, empty = ask(t, denoiser.view)
         to_epsilon = 1.0 if denoiser.view == "epsilon" else denoiser.alphas_cumprod[t].sqrt()  # e = a v + s x: the difference of e is a that of v
         guidance.append((asked - empty) * to_epsilon)
         attention.append(torch.stack([probabilities[:count].float().mean((1, 2)) for probabilities in maps], 1))
-        x = scheduler.step(empty + course.guidance * (asked - empty), t, x).prev_sample
+        guided = empty + course.guidance * (asked - empty)
+        if not leaps:
+            a, s = denoiser.scales(t[None])
+            leaps.append((guided if denoiser.view == "epsilon" else a * guided + s * x).square().mean((1, 2, 3)))
+        x = scheduler.step(guided, t, x).prev_sample
     ending = end_map([probabilities[:count] for probabilities in maps], cross_layers(denoiser.unet), ends, denoiser.latent_shape[-1])
     maps.clear()
-    found = (torch.stack(guidance, 1), torch.stack(attention, 1), ending, *late, x)
+    found = (torch.stack(guidance, 1), torch.stack(attention, 1), ending, *late, x, *leaps)
     return tuple(tensor.cpu() for tensor in found)
 
 

@@ -32,7 +32,8 @@ NAMES = {
 CONTROLS = {
     "another.loss": "control: loss under another work's caption",
     "another.calibrated_loss": "control: calibrated loss under another work's caption",
-    "another.clid": "control: CLiD under another work's caption",
+    "empty.clid": "CLiD against the empty caption alone, beside its control",
+    "another.clid": "control: CLiD against the empty caption alone, under another work's caption",
 }
 SMALLEST = 20
 """Fewest works of either kind for a collection of its own."""
@@ -264,9 +265,11 @@ def findings(evidence: Evidence, metrics: list[Metric], found: list[Collection],
             f"of trials (p {in_p(evidence.blind.p_value)}). "
             + ("Members and others differ, so areas may overstate memory." if evidence.blind.p_value < 0.05 else "It does not tell them apart.")
         )
-    pairs = [(name, f"another.{name}") for name in ("clid", "calibrated_loss", "loss") if f"another.{name}.auc" in by]
+    beside = (("empty.clid", "another.clid"), ("calibrated_loss", "another.calibrated_loss"), ("loss", "another.loss"))
+    pairs = [(name, other) for name, other in beside if f"{other}.auc" in by]
     if pairs:
-        steps = "; ".join(f"{NAMES[name]} {by[f'{name}.auc'].value:.3f}, then {by[f'{other}.auc'].value:.3f}" for name, other in pairs)
+        words = NAMES | {"empty.clid": "CLiD against the empty caption alone"}
+        steps = "; ".join(f"{words[name]} {by[f'{name}.auc'].value:.3f}, then {by[f'{other}.auc'].value:.3f}" for name, other in pairs)
         controls = [by[f"{other}.auc"] for name, other in pairs if (by[f"{name}.auc"].low or 0.0) > 0.5]
         if not controls:
             means = "None is above chance for certain, so there is nothing to explain."

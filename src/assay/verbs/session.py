@@ -72,6 +72,7 @@ class Session:
         display: shows progress.
         asked: words of the command that asks the same again; see `ask`.
         bound: the folder, once it belongs to a plan.
+        before: passes that a loaded denoiser had made when the verb began.
     """
 
     command: str
@@ -84,6 +85,11 @@ class Session:
     started: float = field(default_factory=time.monotonic)
     asked: list[str] = field(default_factory=list)
     bound: OutFolder | None = None
+    before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note what was spent before; training anew counts by itself, over every sitting."""
+        self.before = self.model.passes if isinstance(self.model, Denoiser) and self.command != "retrain" else 0
 
     @cached_property
     def stack(self) -> list[tuple[Patch, float]]:
@@ -183,7 +189,7 @@ class Session:
             digests=digests | fields.pop("digests", {}),
             seeds={"seed": self.seed},
             seconds=round(time.monotonic() - self.started, 2),
-            passes=self.denoiser.passes,
+            passes=self.denoiser.passes - self.before,
             peak_memory=peak_memory(),
             versions=versions(),
             **fields,
