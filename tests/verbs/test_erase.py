@@ -11,7 +11,7 @@ from assay.erasure import esd, uce
 from assay.errors import Misconfigured, Mismatch, Unsupported
 from assay.patch import Manifest, Patch
 from assay.patched import Patched, fuse
-from assay.testing import tiny
+from assay.testing import tiny, tiny_works
 
 
 def test_a_rule_is_written_on_top_of_a_patch_and_said_in_words(tmp_path):
@@ -101,3 +101,14 @@ def test_several_concepts_have_the_preset_of_their_one_kind_in_any_order(tmp_pat
         outcome = assay.erase(tiny("sd-epsilon"), together(parts), method="rece", out=tmp_path / str(number))
         assert outcome.record is not None
         assert outcome.record.given["preset"] == expected
+
+
+def test_what_comes_next_can_be_asked(tmp_path):
+    """A style is evaluated by the works that it was erased by; a single work is looked for, since no judge knows what one work is."""
+    model, works = tiny("sd-epsilon"), tmp_path / "works.parquet"
+    tiny_works().write(works)
+    for kind, concept, words in (("style", "solid", "evaluate"), ("work", "red circle, solid style", "audit")):
+        out = tmp_path / kind
+        rest = "--method nearest" if kind == "work" else f"--concept '{concept}'"
+        made = assay.erase(model, concept, method="uce", kind=kind, works=works, out=out)
+        assert made.next[0] == f"assay {words} --patch {out} --works {works} {rest}"

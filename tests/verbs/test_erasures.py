@@ -120,9 +120,13 @@ def test_a_killed_bench_goes_on_with_the_same_figures(whole, works, tmp_path):
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out-kept").rglob("cell.json")}
     assert len(made) == 3
     display = Stops()
-    assert "3 of 18" in ask(works, out, **given, limit=0, display=display).record.findings[0]
+    stopped = ask(works, out, **given, limit=0, display=display)
+    assert "3 of 18" in stopped.record.findings[0]
+    assert stopped.status == "unfinished"
     assert any("1 cells are left" in text for text in display.said)
-    again = of(ask(works, out, **given)).of("circle")
+    ended = ask(works, out, **given)
+    assert ended.status == "done"
+    again = of(ended).of("circle")
     assert {file: file.stat().st_mtime_ns for file in made} == made
     assert not (cell / "patch.safetensors").exists()
     assert not (cell / "shards").exists()

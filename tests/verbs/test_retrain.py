@@ -114,7 +114,7 @@ def test_a_training_that_is_not_at_its_end_says_so(world, tmp_path, capsys):
     assert (printed["status"], printed["record"]) == ("unfinished", None)
     with pytest.raises(SystemExit):
         main([*words, "--until", "1", "--fail-on", "loss.last>9"])
-    assert "no record yet" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert "cannot be judged yet" in json.loads(capsys.readouterr().out)["error"]["message"]
     main([*words, "--fail-on", "loss.last>9"])
     assert json.loads(capsys.readouterr().out)["status"] == "done"
 

@@ -17,7 +17,11 @@ from assay.cli.progress import Display, printable
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command has."""
     for option in reversed([
-        click.option("--out", type=click.Path(), help="Folder to write to and to resume in.  [default: out/COMMAND; of run, assay-out]"),
+        click.option(
+            "--out",
+            type=click.Path(),
+            help="Folder to write to and to resume in, of one plan.  [default: under out/, by command and method; of run, assay-out]",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout."),
         click.option("--quiet", is_flag=True, help="No talk on stderr."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
@@ -108,7 +112,9 @@ def attack(**options: Any) -> None:
 @click.option("--method", help="How: see `assay methods audit`.  [default: nearest; with --mine, mine]")
 @click.option("--preset", help="A named set of settings: paper or small.  [default: small]")
 @click.option("--mine", type=click.Path(), help="Was my work in it? A folder of your own pictures, or whatever `works import` reads.")
-@click.option("--unseen", type=click.Path(), help="Works that the model never saw, beside --mine.  [default: those of --works that were never shown]")
+@click.option(
+    "--unseen", type=click.Path(), help="Imported works that the model never saw, beside --mine.  [default: those of --works that were never shown]"
+)
 @patch_option
 @shared
 def audit(**options: Any) -> None:
@@ -177,7 +183,13 @@ def retrain(**options: Any) -> None:
 @click.option("--concept", multiple=True, help="Of erasure and attacks: only this concept; repeatable.  [default: those of the built-in world]")
 @click.option("--kind", type=click.Choice(["style", "object"]), help="Of erasure and attacks: what a concept of your own works is.")
 @click.option("--limit", type=click.FloatRange(min=0), metavar="SECONDS", help="Of erasure and attacks: stop after so long, at the end of a cell.")
-@click.option("--patch", "patches", multiple=True, metavar="NAME=PATH", help="Of erasure and attacks: a model to compare with: again, no-noto...")
+@click.option(
+    "--patch",
+    "patches",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Of erasure and attacks: a model to compare with: no-noto, no-families...; of erasure also again.",
+)
 @click.option("--model", default="emoji64", show_default=True, help="Of erasure and attacks: the model.")
 @click.option("--works", type=click.Path(), help="Of erasure and attacks: works that say which styles and titles there are.")
 @shared
@@ -312,7 +324,7 @@ def patch_export_lora(**options: Any) -> None:
 def methods_command(**options: Any) -> None:
     """List methods, and on which kinds of pipeline they run.
 
-    Example: assay methods erasure
+    Example: assay methods erase
     """
     run_verb("methods", options)
 

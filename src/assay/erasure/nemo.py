@@ -22,8 +22,7 @@ the middle.
 
 Cost: `seeds` passes for every preserved prompt (at most `others`), and for every prompt at every threshold, layer and neuron tried. Known failure: it
 closes the way from the prompt and leaves the image in the model: a search of embeddings finds it again (Kowalczuk et al., arXiv 2507.16880).
-Where every prompt fixes its image, as in a small model, all score high, memorised or not, and tau has to be given: of the built-in model's, prompts
-of works seen 64 times, once and never have 0.92-0.98, 0.90-0.97 and 0.73-0.96.
+Where every prompt fixes its image, as in a small model, all score high, memorised or not, and tau has to be given.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Outcome:
         files: role -> path of every file of interest.
         extra: further keys of the JSON object (`methods`, `plan`).
         next: commands that the user may want to run next.
-        status: `unfinished` where a training was told to stop before its end.
+        status: `unfinished` where a training or a bench was told to stop before its end.
     """
 
     command: str
@@ -103,7 +103,7 @@ class Condition:
         """
         record = outcome.record
         if outcome.status == "unfinished":
-            raise Misconfigured(f"There is no record yet to hold `{self.text}` against.", "Give `--fail-on` when it goes on to its end.")
+            raise Misconfigured(f"It has not come to its end, so `{self.text}` cannot be judged yet.", "Give `--fail-on` when it goes on to its end.")
         if record is None:
             raise Misconfigured(f"There is no record to hold `{self.text}` against.", "Use `--fail-on` with a command that measures something.")
         value = record.metric(self.metric).value

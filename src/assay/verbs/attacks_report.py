@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def measured(
         "patch": list(patches),
     }
     again = pages.again_of(session, NAME, works, settings, options)
-    return write(found, erasers(stored_in), folder, pictured, again, session.started)
+    outcome = write(found, erasers(stored_in), folder, pictured, again, session.started)
+    return replace(outcome, status="unfinished" if bench.left(cells) else "done")
 
 
 def erasers(results: Path) -> erasure.Results | None:

@@ -149,7 +149,10 @@ def erase(
         pictures=[shown],
     )
     record.save(folder.path)
-    more = f"assay evaluate {session.model if not isinstance(session.model, Denoiser) else ''} --concept '{target.name}' --patch {folder.path}"
+    on = f"{'' if isinstance(session.model, Denoiser) else f'{session.model} '}--patch {folder.path}"
+    on += f" --works {works}" if isinstance(works, str | Path) else ""
+    judged = all(part.kind in ("style", "object") for part in target.parts or (target,))
+    more = f"assay evaluate {on} --concept '{target.name}'" if judged else f"assay audit {on} --method nearest"
     return session.outcome(record, next=(more, f"assay report {folder.path}"))
 
 

@@ -94,7 +94,8 @@ def measured(
 
     options = {"results": stored_in, "concept": list(concepts), "methods": ",".join(rows), "kind": kind, "patch": list(patches)}
     again = pages.again_of(session, NAME, works, settings, options)
-    return write(found, repeated(stored_in, found), beside(stored_in), folder, pictured, again, session.started)
+    outcome = write(found, repeated(stored_in, found), beside(stored_in), folder, pictured, again, session.started)
+    return replace(outcome, status="unfinished" if bench.left(cells) else "done")
 
 
 def stored(results: Path, out: Path, started: float, seed: int = SEED) -> Outcome:
