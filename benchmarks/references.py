@@ -120,11 +120,11 @@ class Measurement:
         base, made = self.images(what, None, "kept"), self.images(what, patch, "kept")
         return accuracies(self.judge, base, what, "base.") + accuracies(self.judge, made, what) + distances(self.judge, made, base, what, SEED)
 
-    def canaries(self, chosen: Works, patch: Patch) -> list[Metric]:
-        """Look for every dose of canaries in what the reference draws, by the audit's small preset; members and holdout works are its own."""
+    def canaries(self, chosen: Works, patch: Patch | None) -> list[Metric]:
+        """Look for every dose of canaries in what a model draws, by the audit's small preset; members and holdout works are its own."""
         own = chosen.where(lambda row: row["attributes"].get("subset") == "core")
         with TemporaryDirectory() as folder:
-            record = assay.audit(self.session.denoiser, own, method="nearest", patches=[patch], out=folder, seed=SEED).record
+            record = assay.audit(self.session.denoiser, own, method="nearest", patches=[patch] if patch else [], out=folder, seed=SEED).record
         assert record is not None
         return [metric for metric in record.metrics if metric.name.startswith(("memorised.", "false_positives."))]
 
@@ -172,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", action="store_true", help="make the trainings that are missing first: hours on two cores; killed, it goes on")
+    parser.add_argument("--anew", action="store_true", help="measure also what is stored of these very trainings")
     parser.add_argument("--each", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -190,8 +191,11 @@ def main() -> None:
     same = all(before.get(name) == value for name, value in header.items())
     found: dict[str, Any] = before["references"] if same else {}
     marks: dict[str, dict[str, Any]] = before["marks"] if same else {}
+    base = before["base"] if same and "base" in before else {"canaries": plain(at.canaries(at.trained_on, None))}
     for name, where in there.items():
         patch, record = Patch.load(where), Record.load(where)
+        if found.get(name, {}).get("patch") == patch.digest and not options.anew:
+            continue
         chosen = select(at.trained_on, world.reference(name).selection, record.seeds["training"])
         found[name] = {
             "patch": patch.digest,
@@ -217,6 +221,7 @@ def main() -> None:
     missing = [name for name in world.REFERENCES if name not in found]
     result = {
         **header,
+        "base": base,
         "references": {name: found[name] for name in world.REFERENCES if name in found},
         "marks": marks,
         "not trained": missing,

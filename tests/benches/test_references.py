@@ -32,3 +32,12 @@ def test_a_reference_with_exchanged_works_says_how_well_losses_tell_them() -> No
 @pytest.mark.parametrize("more", [{}, {"exchanged": []}])
 def test_a_reference_without_exchanged_works_has_no_such_table(more: dict[str, Any]) -> None:
     assert not [table for table in read(figures(**more)).tables if "one of both saw" in table.title]
+
+
+def test_the_base_stands_beside_its_references_under_the_same_rule() -> None:
+    """Its canaries, counted by the same thresholds and seed, come first in the table of what comes out."""
+    found = {"name": "memorised.k64", "value": 0.75, "low": 0.5, "high": 0.9, "n": 16}
+    stored = figures(canaries=[found | {"value": 0.25, "low": 0.1, "high": 0.5}]) | {"base": {"canaries": [found]}}
+    tables = [table.rows for table in read(stored).tables if "come out" in table.title]
+    assert tables == [[["base", "k64", "75% (50% to 90%)", 16], ["other", "k64", "25% (10% to 50%)", 16]]]
+    assert {metric.name: metric.value for metric in read(stored).metrics} == {"base.memorised.k64": 0.75, "other.memorised.k64": 0.25}

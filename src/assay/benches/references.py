@@ -17,6 +17,9 @@ def read(figures: Mapping[str, Any]) -> Record:
         figures: its JSON file.
     """
     metrics, findings, admitted, kept, copies, alone = [], [], [], [], [], []
+    base = figures.get("base", {"canaries": []})["canaries"]
+    copies += [["base", row["name"].removeprefix("memorised."), _share(row), row["n"]] for row in base if row["value"] is not None]
+    metrics += [Metric.model_validate(row | {"name": f"base.{row['name']}"}) for row in base]
     for name, reference in figures["references"].items():
         stays = {row["name"]: row for row in reference["shown to both"]}
         kept.append([name, reference["training"]["steps"], *(_share(stays.get(column)) for column in KEPT), *_distance(stays)])
@@ -60,7 +63,7 @@ def read(figures: Mapping[str, Any]) -> Record:
                 columns=["reference", "steps", "style, base", "style", "title, base", "title", "KID to the base", "beside"],
                 rows=kept,
             ),
-            Table(title="Works that come out of the reference, by copies in the base", columns=["reference", "works", "share", "n"], rows=copies),
+            Table(title="Works that come out of the model, by copies in the base", columns=["model", "works", "share", "n"], rows=copies),
             *([Table(title="Rise of log loss from base to reference, of works that one of both saw", columns=ALONE, rows=alone)] if alone else []),
         ],
         shows_not=[
