@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 
 from assay.denoiser import GROUPS, Denoiser, to_pictures
 from assay.errors import AssayError, BadInput, Misconfigured, Missing, Unsupported
@@ -374,6 +374,26 @@ def test_noise_schedules_of_another_kind_are_refused(scheduler):
     pipeline.scheduler = scheduler()
     with pytest.raises(Unsupported, match=scheduler.__name__):
         Denoiser(pipeline)
+
+
+def test_noise_schedules_that_ddim_does_not_have_are_refused():
+    pipeline = tiny().pipeline
+    pipeline.scheduler = HeunDiscreteScheduler(beta_schedule="exp")
+    with pytest.raises(Unsupported, match="HeunDiscreteScheduler"):
+        Denoiser(pipeline)
+    pipeline.scheduler = EulerDiscreteScheduler()
+    pipeline.scheduler.alphas_cumprod = pipeline.scheduler.alphas_cumprod**2
+    with pytest.raises(Unsupported, match="EulerDiscreteScheduler"):
+        Denoiser(pipeline)
+
+
+def test_a_last_alpha_bar_kept_above_zero_is_ddims_zero():
+    pipeline = tiny("sd-v").pipeline
+    pipeline.scheduler = EulerDiscreteScheduler(prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)
+    assert pipeline.scheduler.alphas_cumprod[-1] > 0
+    model = Denoiser(pipeline)
+    assert model.alphas_cumprod[-1] == 0
+    assert torch.allclose(model.alphas_cumprod[:-1], pipeline.scheduler.alphas_cumprod[:-1])
 
 
 def test_the_setup_is_that_of_the_model_wherever_it_lies(denoiser, tmp_path):

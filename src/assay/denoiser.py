@@ -12,6 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
@@ -60,9 +61,7 @@ class Denoiser:
             raise Unsupported(f"{name} is sampled by {kind}, which has no variance-preserving noise schedule.", hint)
         self.family.check(name)
         self.family.freeze()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.scheduler: Any = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
+        self.scheduler: Any = ddim_of(pipeline.scheduler, name)
         self.native: str = self.scheduler.config.prediction_type
         if self.native not in ("epsilon", "v_prediction"):
             raise Unsupported(f"{name} predicts `{self.native}`.", "Models that predict epsilon or v are supported.")
@@ -339,6 +338,27 @@ class Denoiser:
         each = min(batch, self.at_once)
         with torch.no_grad():
             return torch.cat([self.images(latents[start : start + each]) for start in range(0, len(latents), each)])
+
+
+def ddim_of(scheduler: Any, name: str) -> Any:
+    """Return DDIM with the noise schedule of another scheduler, which samples the model called `name`.
+
+    Raises:
+        Unsupported: DDIM has no such schedule.
+    """
+    config = {**scheduler.config, "_use_default_values": []}  # defaults of the one class are not those of the other
+    if not isinstance(scheduler, DDIMScheduler) and config.get("timestep_spacing") == "linspace":
+        config["timestep_spacing"] = "leading"  # DDIM takes steps of one whole length
+    same = False
+    with warnings.catch_warnings(), suppress(NotImplementedError):  # what DDIM says of a schedule that it does not know
+        warnings.simplefilter("ignore")
+        made: Any = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+        end = -1 if config.get("rescale_betas_zero_snr") else None  # some keep the last alpha-bar above 0
+        same = torch.allclose(made.alphas_cumprod[:end], scheduler.alphas_cumprod[:end].cpu())
+    if not same:
+        kind = type(scheduler).__name__
+        raise Unsupported(f"{name} is sampled by {kind} with a noise schedule that DDIM does not have.", "Give it a DDIMScheduler.")
+    return made
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
