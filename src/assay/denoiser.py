@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from assay.errors import Misconfigured, Unsupported
 from assay.families import family_of
 from assay.families.groups import GROUPS, in_group
 from assay.families.sd import Conditioning
-from assay.guidance import Memory, Predictions, Rule
+from assay.guidance import Memory, Predictions, Rule, check_scale
 from assay.noise import normal, uniform
 from assay.record import digest_of
 from assay.retelling import retold, told
@@ -266,7 +265,7 @@ class Denoiser:
             prompts: one per image, or their conditioning.
             seeds: one per image; an image's noise depends on its own seed alone.
             steps: DDIM steps.
-            guidance: scale of classifier-free guidance; 1 samples without.
+            guidance: scale of classifier-free guidance, at least 1, which samples without.
             negative: negative prompts, one per image.
             eta: 0 is deterministic, 1 adds DDPM's noise.
             stop: leave off after this many steps and return x_t of the next timestep.
@@ -279,10 +278,9 @@ class Denoiser:
             Latents: float32, (n, c, h, w).
 
         Raises:
-            Misconfigured: there is not one prompt, and one negative prompt if any, for each seed.
+            Misconfigured: there is not one prompt, and one negative prompt if any, for each seed, or `guidance` is below 1.
         """
-        if not math.isfinite(guidance):
-            raise Misconfigured(f"A scale of guidance is a finite number; got {guidance}.", "The built-in model's is 4.")
+        check_scale(guidance)
         if len(prompts) != len(seeds) or len(seeds if negative is None else negative) != len(seeds):
             raise Misconfigured(
                 f"There are {len(seeds)} seeds for {len(prompts)} prompts.", "Give one seed, and one negative prompt or none, for each prompt."
