@@ -90,6 +90,16 @@ def test_a_sampling_left_off_goes_on_where_it_was(sd, eta):
     assert torch.equal(sd.sample(["a", "b"], [7, 8], steps=4, start=half, skip=1, eta=eta), sd.sample(["a", "b"], [7, 8], steps=4, eta=eta))
 
 
+@pytest.mark.parametrize(("side", "rows"), [(8, [64, 6]), (16, [64, 6]), (64, [8] * 8 + [6]), (128, [2] * 35), (512, [1] * 70)])
+def test_large_latents_are_sampled_a_few_at_a_time(monkeypatch, side, rows):
+    model, sampled, told = tiny(), [], []
+    model.pipeline.unet.register_to_config(sample_size=side)
+    monkeypatch.setattr(model, "_sample_batch", lambda conditioning, seeds, *_: sampled.append(len(seeds)) or torch.zeros(len(seeds), 1))
+    assert len(model.sample(["a"] * 70, range(70), batch=64, progress=lambda *numbers: told.append(numbers))) == 70
+    assert sampled == rows
+    assert told[-1] == (70, 70)
+
+
 def test_passes_count_samples_through_the_network(sd):
     before = sd.passes
     sd.sample(PROMPTS[:3], SEEDS[:3], steps=2, guidance=1.0)

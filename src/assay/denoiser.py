@@ -33,6 +33,8 @@ CACHED = 2048
 """Prompts whose encodings are kept."""
 DECODED = 4 * 512 * 512
 """Pixels decoded at a time."""
+SAMPLED = 8 * 64 * 64
+"""Places of latents sampled at a time: 8 images of 512 x 512, whose attention maps fill several gigabytes where they are made whole."""
 OF_SAVING = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """What a configuration says of how the weights were saved, not of what they do."""
 
@@ -271,7 +273,7 @@ class Denoiser:
             stop: leave off after this many steps and return x_t of the next timestep.
             start: what to begin with instead of each seed's noise: (n, c, h, w).
             skip: leave out this many first steps, where `start` is x_t of a later timestep.
-            batch: images a pass.
+            batch: images a pass, at most; fewer where latents are large.
             progress: called with images done and images in all.
 
         Returns:
@@ -285,7 +287,7 @@ class Denoiser:
             raise Misconfigured(
                 f"There are {len(seeds)} seeds for {len(prompts)} prompts.", "Give one seed, and one negative prompt or none, for each prompt."
             )
-        done = []
+        done, batch = [], min(batch, max(1, SAMPLED // self.latent_shape[1] ** 2))
         for first in range(0, len(seeds), batch):
             rows = slice(first, first + batch)
             conditioning = told(self, prompts[rows], seeds[rows])
