@@ -211,7 +211,9 @@ def test_goes_on_where_it_was(sd, tmp_path):
     draws = Draws(sd, latents, texts, [[1]] * 6, 1, 0.1)
     with unfused_attention(sd.unet):
         PrivateRun(broken.masters, sample_loss(broken, []), draws, SCHEDULE, kept, seed=3, folder=tmp_path).run(2)
-    train(again, latents, texts, [[1]] * 6, privacy, SCHEDULE, seed=3, folder=tmp_path)
+    later = []
+    train(again, latents, texts, [[1]] * 6, privacy, SCHEDULE, seed=3, folder=tmp_path, progress=lambda step, *_: later.append(step))
+    assert later == [3, 4]
     assert all(torch.equal(master, again.masters[name]) for name, master in whole.masters.items())
 
 
