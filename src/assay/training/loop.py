@@ -1,8 +1,8 @@
 """The one training loop: steps counted, draws named by step, checkpoints atomic, the same bytes after an interruption.
 
-Step i draws everything from `generator(seed, "step", i)`, so a resumed run needs no random state: parameters, averages and optimiser
-moments are enough. The learning rate warms up, stays, and falls linearly to zero over the last `decay` of the steps, so that a longer run
-shares its beginning with a shorter one.
+Step i draws everything from `generator(seed, "step", i)`, so a resumed run needs no random state: parameters, averages and the
+optimiser's moments and counts are enough. The learning rate warms up, stays, and falls linearly to zero over the last `decay` of the
+steps, so that a longer run shares its beginning with a shorter one.
 """
 
 from __future__ import annotations

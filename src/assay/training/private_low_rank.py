@@ -53,7 +53,7 @@ class Settings:
     empty: float = 0.1
     """Fraction of the captions replaced by the empty prompt."""
     chunk: int = 32
-    """Works whose gradients are in memory at once."""
+    """Works whose gradients are in memory at once, with latents of up to 16 x 16; fewer with larger ones, whose attention maps need the room."""
 
 
 def finetune(
