@@ -349,13 +349,12 @@ def ddim_of(scheduler: Any, name: str) -> Any:
     config = {**scheduler.config, "_use_default_values": []}  # defaults of the one class are not those of the other
     if not isinstance(scheduler, DDIMScheduler) and config.get("timestep_spacing") == "linspace":
         config["timestep_spacing"] = "leading"  # DDIM takes steps of one whole length
-    same = False
+    made: Any = None
     with warnings.catch_warnings(), suppress(NotImplementedError):  # what DDIM says of a schedule that it does not know
         warnings.simplefilter("ignore")
-        made: Any = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
-        end = -1 if config.get("rescale_betas_zero_snr") else None  # some keep the last alpha-bar above 0
-        same = torch.allclose(made.alphas_cumprod[:end], scheduler.alphas_cumprod[:end].cpu())
-    if not same:
+        made = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+    end = -1 if config.get("rescale_betas_zero_snr") else None  # some keep the last alpha-bar above 0
+    if made is None or not torch.allclose(made.alphas_cumprod[:end], scheduler.alphas_cumprod[:end].cpu()):
         kind = type(scheduler).__name__
         raise Unsupported(f"{name} is sampled by {kind} with a noise schedule that DDIM does not have.", "Give it a DDIMScheduler.")
     return made
