@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 
 from assay.denoiser import GROUPS, Denoiser, to_pictures
 from assay.errors import AssayError, BadInput, Misconfigured, Missing, Unsupported
@@ -88,6 +88,16 @@ def test_a_sampling_left_off_goes_on_where_it_was(sd, eta):
     """What `stop` returns is what `skip` begins with; the noise of each step is the same."""
     half = sd.sample(["a", "b"], [7, 8], steps=4, stop=1, eta=eta)
     assert torch.equal(sd.sample(["a", "b"], [7, 8], steps=4, start=half, skip=1, eta=eta), sd.sample(["a", "b"], [7, 8], steps=4, eta=eta))
+
+
+@pytest.mark.parametrize(("side", "rows"), [(8, [64, 6]), (16, [64, 6]), (64, [8] * 8 + [6]), (128, [2] * 35), (512, [1] * 70)])
+def test_large_latents_are_sampled_a_few_at_a_time(monkeypatch, side, rows):
+    model, sampled, told = tiny(), [], []
+    model.pipeline.unet.register_to_config(sample_size=side)
+    monkeypatch.setattr(model, "_sample_batch", lambda conditioning, seeds, *_: sampled.append(len(seeds)) or torch.zeros(len(seeds), 1))
+    assert len(model.sample(["a"] * 70, range(70), batch=64, progress=lambda *numbers: told.append(numbers))) == 70
+    assert sampled == rows
+    assert told[-1] == (70, 70)
 
 
 def test_passes_count_samples_through_the_network(sd):
@@ -374,6 +384,26 @@ def test_noise_schedules_of_another_kind_are_refused(scheduler):
     pipeline.scheduler = scheduler()
     with pytest.raises(Unsupported, match=scheduler.__name__):
         Denoiser(pipeline)
+
+
+def test_noise_schedules_that_ddim_does_not_have_are_refused():
+    pipeline = tiny().pipeline
+    pipeline.scheduler = HeunDiscreteScheduler(beta_schedule="exp")
+    with pytest.raises(Unsupported, match="HeunDiscreteScheduler"):
+        Denoiser(pipeline)
+    pipeline.scheduler = EulerDiscreteScheduler()
+    pipeline.scheduler.alphas_cumprod = pipeline.scheduler.alphas_cumprod**2
+    with pytest.raises(Unsupported, match="EulerDiscreteScheduler"):
+        Denoiser(pipeline)
+
+
+def test_a_last_alpha_bar_kept_above_zero_is_ddims_zero():
+    pipeline = tiny("sd-v").pipeline
+    pipeline.scheduler = EulerDiscreteScheduler(prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)
+    assert pipeline.scheduler.alphas_cumprod[-1] > 0
+    model = Denoiser(pipeline)
+    assert model.alphas_cumprod[-1] == 0
+    assert torch.allclose(model.alphas_cumprod[:-1], pipeline.scheduler.alphas_cumprod[:-1])
 
 
 def test_the_setup_is_that_of_the_model_wherever_it_lies(denoiser, tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from peft import LoraConfig
 
 from assay.denoiser import Denoiser
 from assay.errors import Unsupported
@@ -88,6 +91,44 @@ def test_other_pipelines_are_refused_by_name():
 
     with pytest.raises(Unsupported, match=r"FluxPipeline.*StableDiffusionXLPipeline"):
         family_of(FluxPipeline())
+
+
+def unet_with(pipeline: Any, **settings: Any) -> None:
+    pipeline.unet = type(pipeline.unet).from_config({**pipeline.unet.config, "_use_default_values": [], **settings})
+
+
+def words_of_two_vectors(pipeline: Any) -> None:
+    vectors = {"<cat>": torch.zeros(2, 16)}
+    pipeline.load_textual_inversion(vectors, token="<cat>", text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["sd-epsilon", "sdxl"])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda pipeline: pipeline.unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"])), "LoRA.*fuse_lora"),
+        (lambda pipeline: pipeline.text_encoder.add_adapter(LoraConfig(r=1, target_modules=["q_proj"])), "LoRA.*fuse_lora"),
+        (lambda pipeline: unet_with(pipeline, time_cond_proj_dim=8), "distilled"),
+        (lambda pipeline: unet_with(pipeline, sample_size=(16, 24)), "sample_size"),
+        (lambda pipeline: pipeline.vae.register_to_config(latents_mean=[0.0] * 4), "latents_mean"),
+        (lambda pipeline: pipeline.vae.register_to_config(latents_std=[1.0] * 4), "latents_std"),
+        (lambda pipeline: setattr(pipeline.text_encoder.config, "use_attention_mask", True), "use_attention_mask"),
+        (words_of_two_vectors, "several vectors"),
+    ],
+)
+def test_what_diffusers_would_draw_otherwise_is_refused(kind, change, match):
+    pipeline = tiny_pipeline(kind)
+    change(pipeline)
+    with pytest.raises(Unsupported, match=match):
+        Denoiser(pipeline, "changed")
+
+
+def test_a_word_of_one_vector_is_drawn_as_in_diffusers():
+    pipeline = tiny_pipeline()
+    pipeline.load_textual_inversion({"<cat>": torch.ones(1, 16)}, token="<cat>")
+    model = Denoiser(pipeline)
+    theirs = pipeline.encode_prompt(["a <cat>"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    torch.testing.assert_close(model.conditioning(["a <cat>"]).states, theirs[0], rtol=1e-5, atol=1e-5)
 
 
 def test_sdxl_decodes_in_float32_where_half_would_overflow():

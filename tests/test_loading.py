@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -28,6 +29,23 @@ def test_parts_with_code_of_their_own_are_refused(tmp_path):
     (folder / "unet/diffusers.py").write_text("raise SystemExit")
     with pytest.raises(Unsupported, match=r"unet .*`diffusers`"):
         load(folder)
+
+
+def test_a_folder_of_half_precision_alone_is_loaded(tmp_path):
+    """As `save_pretrained(variant="fp16")` leaves it: every weights file is NAME.fp16.safetensors."""
+    pipeline = tiny_pipeline()
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    assert all(file.name.endswith(".fp16.safetensors") for file in (tmp_path / "half").rglob("*.safetensors"))
+    pipeline.save_pretrained(tmp_path / "whole")
+    loaded = load(tmp_path / "half")
+    assert loaded.dtype == torch.float32
+    assert loaded.digest == load(tmp_path / "whole").digest
+    both = tmp_path / "whole/unet"
+    (both / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read where the whole weights are")
+    assert load(tmp_path / "whole").digest == loaded.digest
+    (tmp_path / "half/vae/diffusion_pytorch_model.fp16.safetensors").rename(tmp_path / "half/vae/diffusion_pytorch_model.safetensors")
+    assert load(tmp_path / "half").digest == loaded.digest
 
 
 def test_a_safety_checker_is_a_part_of_diffusers(tmp_path):

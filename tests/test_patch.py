@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, PNDMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -27,6 +27,7 @@ from assay.loading import load
 from assay.noise import derive, generator, normal
 from assay.patch import Manifest, Patch
 from assay.patched import Patched, export_lora, fuse
+from assay.testing.pipelines import tiny_pipeline
 
 NAME, CONV = "unet.a.weight", "unet.conv.weight"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -589,6 +590,24 @@ def test_a_fused_folder_makes_the_same_images(tmp_path, denoiser, base):
     assert not (folder / "left over").exists()
     with pytest.raises(Mismatch, match="exists"):
         fuse(denoiser, [(patch, 1.0)], folder)
+
+
+@pytest.mark.parametrize("scheduler", [PNDMScheduler, EulerDiscreteScheduler])
+def test_a_fused_folder_keeps_what_another_scheduler_left_at_its_defaults(tmp_path, scheduler):
+    """Made in memory, a scheduler's configuration names the settings that it left at its defaults, which are not DDIM's; a saved one does not."""
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = scheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    with pytest.raises(Unsupported, match="steps_offset"):
+        fuse(Denoiser(pipeline), [], tmp_path / "model")
+    pipeline.scheduler.register_to_config(steps_offset=1)
+    model = Denoiser(pipeline)
+    options: dict[str, Any] = {"prompts": ["red circle"], "seeds": [1], "steps": 2}
+    expected = model.generate(**options)
+    loaded = load(fuse(model, [], tmp_path / "model"))
+    assert loaded.digest == model.digest
+    assert torch.equal(loaded.generate(**options), expected)
+    assert torch.equal(model.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
+    assert model.timesteps(4).tolist() == [751, 501, 251, 1]  # leading: DDIM's steps are of one length
 
 
 def test_fusing_what_cannot_be_fused(tmp_path, sd):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from assay.errors import Misconfigured, Unsupported
 from assay.families import family_of
 from assay.families.groups import GROUPS, in_group
 from assay.families.sd import Conditioning
-from assay.guidance import Memory, Predictions, Rule
+from assay.guidance import Memory, Predictions, Rule, check_scale
 from assay.noise import normal, uniform
 from assay.record import digest_of
 from assay.retelling import retold, told
@@ -33,6 +33,8 @@ CACHED = 2048
 """Prompts whose encodings are kept."""
 DECODED = 4 * 512 * 512
 """Pixels decoded at a time."""
+SAMPLED = 8 * 64 * 64
+"""Places of latents sampled at a time: 8 images of 512 x 512, whose attention maps fill several gigabytes where they are made whole."""
 OF_SAVING = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """What a configuration says of how the weights were saved, not of what they do."""
 
@@ -60,9 +62,7 @@ class Denoiser:
             raise Unsupported(f"{name} is sampled by {kind}, which has no variance-preserving noise schedule.", hint)
         self.family.check(name)
         self.family.freeze()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.scheduler: Any = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
+        self.scheduler: Any = ddim_of(pipeline.scheduler, name)
         self.native: str = self.scheduler.config.prediction_type
         if self.native not in ("epsilon", "v_prediction"):
             raise Unsupported(f"{name} predicts `{self.native}`.", "Models that predict epsilon or v are supported.")
@@ -267,28 +267,27 @@ class Denoiser:
             prompts: one per image, or their conditioning.
             seeds: one per image; an image's noise depends on its own seed alone.
             steps: DDIM steps.
-            guidance: scale of classifier-free guidance; 1 samples without.
+            guidance: scale of classifier-free guidance, at least 1, which samples without.
             negative: negative prompts, one per image.
             eta: 0 is deterministic, 1 adds DDPM's noise.
             stop: leave off after this many steps and return x_t of the next timestep.
             start: what to begin with instead of each seed's noise: (n, c, h, w).
             skip: leave out this many first steps, where `start` is x_t of a later timestep.
-            batch: images a pass.
+            batch: images a pass, at most; fewer where latents are large.
             progress: called with images done and images in all.
 
         Returns:
             Latents: float32, (n, c, h, w).
 
         Raises:
-            Misconfigured: there is not one prompt, and one negative prompt if any, for each seed.
+            Misconfigured: there is not one prompt, and one negative prompt if any, for each seed, or `guidance` is below 1.
         """
-        if not math.isfinite(guidance):
-            raise Misconfigured(f"A scale of guidance is a finite number; got {guidance}.", "The built-in model's is 4.")
+        check_scale(guidance)
         if len(prompts) != len(seeds) or len(seeds if negative is None else negative) != len(seeds):
             raise Misconfigured(
                 f"There are {len(seeds)} seeds for {len(prompts)} prompts.", "Give one seed, and one negative prompt or none, for each prompt."
             )
-        done = []
+        done, batch = [], min(batch, max(1, SAMPLED // self.latent_shape[1] ** 2))
         for first in range(0, len(seeds), batch):
             rows = slice(first, first + batch)
             conditioning = told(self, prompts[rows], seeds[rows])
@@ -339,6 +338,26 @@ class Denoiser:
         each = min(batch, self.at_once)
         with torch.no_grad():
             return torch.cat([self.images(latents[start : start + each]) for start in range(0, len(latents), each)])
+
+
+def ddim_of(scheduler: Any, name: str) -> Any:
+    """Return DDIM with the noise schedule of another scheduler, which samples the model called `name`.
+
+    Raises:
+        Unsupported: DDIM has no such schedule.
+    """
+    config = {**scheduler.config, "_use_default_values": []}  # defaults of the one class are not those of the other
+    if not isinstance(scheduler, DDIMScheduler) and config.get("timestep_spacing") == "linspace":
+        config["timestep_spacing"] = "leading"  # DDIM takes steps of one whole length
+    made: Any = None
+    with warnings.catch_warnings(), suppress(NotImplementedError):  # what DDIM says of a schedule that it does not know
+        warnings.simplefilter("ignore")
+        made = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+    end = -1 if config.get("rescale_betas_zero_snr") else None  # some keep the last alpha-bar above 0
+    if made is None or not torch.allclose(made.alphas_cumprod[:end], scheduler.alphas_cumprod[:end].cpu()):
+        kind = type(scheduler).__name__
+        raise Unsupported(f"{name} is sampled by {kind} with a noise schedule that DDIM does not have.", "Give it a DDIMScheduler.")
+    return made
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

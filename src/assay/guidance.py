@@ -11,12 +11,13 @@ Letters: u, p and c are the predictions for the empty prompt, the image's prompt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from assay.errors import Unsupported
+from assay.errors import Misconfigured, Unsupported
 
 Memory = dict[str, torch.Tensor]
 
@@ -85,6 +86,18 @@ class Rule:
         self.check()
         weights = tuple(weight for _, weight in self.prompts)
         return RULES[self.name][0](predictions, guidance, weights, self.numbers, {} if memory is None else memory)
+
+
+def check_scale(guidance: float) -> None:
+    """Raise unless images can be sampled at this scale of guidance. Below 1 diffusers does not guide at all, and the formula would guide away.
+
+    Raises:
+        Misconfigured: it is below 1, or not finite.
+    """
+    if not 1 <= guidance < math.inf:
+        raise Misconfigured(
+            f"A scale of guidance is a finite number, 1 or more; got {guidance}.", "1 samples without guidance; the built-in model's is 4."
+        )
 
 
 def classifier_free(

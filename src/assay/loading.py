@@ -69,6 +69,14 @@ def refuse_foreign(folder: Path, parts: dict[str, Any]) -> None:
             )
 
 
+def halved(folder: Path) -> bool:
+    """Return whether a part of the pipeline in a folder is there in half precision alone, in files that diffusers only reads where asked to."""
+    parts: dict[Path, list[bool]] = {}
+    for file in folder.glob("*/*.safetensors"):
+        parts.setdefault(file.parent, []).append(".fp16" in file.name)
+    return any(all(half) for half in parts.values())
+
+
 def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dtype | None = None) -> Denoiser:
     """Load a model.
 
@@ -95,6 +103,7 @@ def load(model: str | Path = "emoji64", *, device: str = "cpu", dtype: torch.dty
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # `torch_dtype` has a new name in the newest diffusers only
             options: dict[str, Any] = {"torch_dtype": dtype or torch.float32, "use_safetensors": True, "local_files_only": Path(where).is_dir()}
+            options |= {"variant": "fp16"} if halved(Path(where)) else {}
             parts = {} if own == where else {"unet": UNet2DConditionModel.from_pretrained(own, subfolder="unet", **options)}
             pipeline = DiffusionPipeline.from_pretrained(where, **options, **parts)
     except Exception as error:  # diffusers raises whatever its loaders meet: OSError, ValueError, SafetensorError, KeyError, RuntimeError...

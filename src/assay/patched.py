@@ -194,13 +194,15 @@ def fuse(denoiser: Denoiser, patches: Sequence[tuple[Patch, float]], folder: str
     """Write the model with patches on as a plain diffusers folder, in one step.
 
     Raises:
-        Unsupported: a patch has sampling rules, which weights cannot hold.
+        Unsupported: a patch has sampling rules, which weights cannot hold, or diffusers would load the folder with other timesteps.
         Mismatch: the folder exists, or a patch was made for another base.
         NoRoom: the disk is full, or the folder cannot be written.
     """
     folder = Path(folder)
     if any(patch.rules for patch, _ in patches):
         raise Unsupported("A patch with sampling rules cannot be fused into weights.", "Apply it with `--patch` when sampling.")
+    if denoiser.family.name == "sd" and getattr(denoiser.pipeline.scheduler.config, "steps_offset", 1) != 1:
+        raise Unsupported("Diffusers loads every Stable Diffusion with `steps_offset` 1, whatever it was saved with.", "Give its scheduler that.")
     if folder.exists():
         raise Mismatch(f"{folder} exists already.", "Choose another folder.")
     part = folder.with_name(folder.name + ".part")

@@ -160,6 +160,8 @@ def test_the_same_plan_resumes_and_another_is_refused(world, tmp_path, capsys):
         (["works", "info", "nowhere", "--dry-run"], "Missing"),
         (["generate", "MODEL", "--prompt", "x", "--fail-on", "images>"], "Misconfigured"),
         (["generate", "MODEL", "--prompt", "x", "--guidance", "nan"], "Misconfigured"),
+        (["generate", "MODEL", "--prompt", "x", "--guidance", "0"], "Misconfigured"),
+        (["evaluate", "MODEL", "--works", "WORKS", "--guidance", "0.5"], "Misconfigured"),
         (["generate", "MODEL", "--prompt", "caf\udce9"], "Misconfigured"),
     ],
 )

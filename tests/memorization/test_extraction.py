@@ -203,7 +203,17 @@ def test_what_is_settled_is_not_drawn_on(sd, works, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"clique": 1}, {"clique": 501}, {"round": 0}, {"steps": 0}, {"members": -1}, {"guidance": math.nan}, {"false_positive_rate": 1.0}]
+    "bad",
+    [
+        {"clique": 1},
+        {"clique": 501},
+        {"round": 0},
+        {"steps": 0},
+        {"members": -1},
+        {"guidance": math.nan},
+        {"guidance": 0.9},
+        {"false_positive_rate": 1.0},
+    ],
 )
 def test_refuses_settings_out_of_range(bad):
     with pytest.raises(Misconfigured):

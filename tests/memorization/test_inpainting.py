@@ -167,7 +167,7 @@ def test_a_killed_audit_goes_on_with_the_same_result(sd, works, tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"draws": 0}, {"kept": 0}, {"kept": 65}, {"resample": 0}, {"hidden": "all"}, {"members": -1}, {"guidance": float("inf")}, {"timestep": -1}],
+    [{"draws": 0}, {"kept": 0}, {"kept": 65}, {"resample": 0}, {"hidden": "all"}, {"members": -1}, {"guidance": 0.5}, {"timestep": -1}],
 )
 def test_refuses_settings_out_of_range(bad):
     with pytest.raises(Misconfigured):

@@ -26,7 +26,9 @@ def world():
 def test_a_resumed_training_gives_the_same_bytes(world, tmp_path):
     whole = train(*world, TINY, seed=0)
     assert train(*world, TINY, seed=0, folder=tmp_path, until=2) is None
-    resumed = train(*world, TINY, seed=0, folder=tmp_path)
+    steps = []
+    resumed = train(*world, TINY, seed=0, folder=tmp_path, progress=lambda step, *_: steps.append(step))
+    assert steps == [3, 4]
     assert whole is not None
     assert resumed is not None
     assert resumed.digest == whole.digest  # over weights, averaged statistics included

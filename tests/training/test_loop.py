@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from assay.errors import BadInput, Mismatch, NoRoom
 from assay.noise import generator, normal
@@ -18,11 +20,12 @@ SCHEDULE = Schedule(steps=12, batch=4, learning_rate=0.05, warmup=3, decay=0.5, 
 
 def toy(folder: Path | None = None, schedule: Schedule = SCHEDULE, plan: str = "plan", **more) -> Run:
     weights = {"w": normal((3, 2), [1])[0].requires_grad_(), "b": torch.zeros(2, requires_grad=True), "unused": torch.ones(2, requires_grad=True)}
+    weights["odd"] = torch.zeros(2, requires_grad=True)
     truth = normal((3, 2), [2])[0]
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         x = torch.randn(schedule.batch, 3, generator=rng)
-        return (x @ weights["w"] + weights["b"] - x @ truth).square().mean()
+        return (x @ weights["w"] + weights["b"] + (weights["odd"] if step % 2 else 0) - x @ truth).square().mean()
 
     return Run(weights, loss, schedule, seed=5, folder=folder, plan=plan, **more)
 
@@ -45,6 +48,20 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path):
         assert_same(resumed, whole)
         assert_same(toy(tmp_path / str(stop)), whole)  # nothing is left to do
     assert [path.name for path in (tmp_path / "5").iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_a_checkpoint_without_counts_goes_on_with_the_steps_of_the_run(tmp_path):
+    """As earlier versions wrote them."""
+    toy(tmp_path).run(5)
+    file = tmp_path / "checkpoint.safetensors"
+    counts = {name: value for name, value in load_file(file).items() if name.startswith("count/")}
+    assert {name: float(value) for name, value in counts.items()} == {"count/w": 5, "count/b": 5, "count/odd": 2}
+    with safe_open(file, "pt") as kept:
+        about = kept.metadata()
+    save_file({name: value for name, value in load_file(file).items() if name not in counts}, file, about)
+    resumed = toy(tmp_path)
+    assert {float(state["step"]) for state in resumed.optimizer.state.values()} == {5.0}
+    assert len(resumed.run()) == SCHEDULE.steps
 
 
 def test_killed_between_checkpoints_it_goes_on_from_the_last(tmp_path):

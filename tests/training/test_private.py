@@ -211,8 +211,25 @@ def test_goes_on_where_it_was(sd, tmp_path):
     draws = Draws(sd, latents, texts, [[1]] * 6, 1, 0.1)
     with unfused_attention(sd.unet):
         PrivateRun(broken.masters, sample_loss(broken, []), draws, SCHEDULE, kept, seed=3, folder=tmp_path).run(2)
-    train(again, latents, texts, [[1]] * 6, privacy, SCHEDULE, seed=3, folder=tmp_path)
+    later = []
+    train(again, latents, texts, [[1]] * 6, privacy, SCHEDULE, seed=3, folder=tmp_path, progress=lambda step, *_: later.append(step))
+    assert later == [3, 4]
     assert all(torch.equal(master, again.masters[name]) for name, master in whole.masters.items())
+
+
+@pytest.mark.parametrize(("side", "chunk"), [(8, 100), (16, 100), (32, 6), (64, 1)])
+def test_large_latents_are_learnt_a_few_at_a_time(sd, monkeypatch, side, chunk):
+    """Of a map of side^2 by side^2 places: twice the side is 16 times the memory."""
+    texts, latents, seen = sd.conditioning(["", "a cat"]), torch.zeros(6, 4, side, side), []
+
+    def nothing(loss, parameters, samples, clip, chunk):
+        seen.append(chunk)
+        return {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+
+    monkeypatch.setattr(private, "clipped_sum", nothing)
+    student = LowRank(sd, matrices(sd.group("cross_attention.kv")), 1, seed=1)
+    train(student, latents, texts, [[1]] * 6, replace(PUBLIC, multiplicity=1), replace(SCHEDULE, batch=6), seed=3, chunk=100)
+    assert set(seen) == {chunk}
 
 
 def test_a_guarantee_is_what_its_accountant_says():

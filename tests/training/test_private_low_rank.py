@@ -73,5 +73,8 @@ def test_refuses_before_anything_is_done(sd, works):
         finetune(sd, works, replace(SETTINGS, privacy=Privacy(8.0, 0.1)), seed=1)
     with pytest.raises(Misconfigured, match="no works"):
         finetune(sd, works.where(lambda row: False), SETTINGS, seed=1)
+    for group in ("text_encoder", "token_embeddings", "decoder"):
+        with pytest.raises(Misconfigured, match="the loss reaches nothing"):
+            finetune(sd, works, replace(SETTINGS, group=group), seed=1)
     with pytest.raises(Unsupported, match="group"):
         finetune(sd, works, replace(SETTINGS, group="nothing"), seed=1)

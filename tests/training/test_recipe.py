@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from assay.errors import BadInput, Missing
+from assay.errors import BadInput, Missing, Unsupported
 from assay.testing import tiny, tiny_works
 from assay.testing.pipelines import WIDTH
 from assay.training.loop import Schedule
@@ -59,6 +59,13 @@ def test_a_smaller_model_is_trained_on_smaller_images_by_the_same_recipe():
     assert unet.config.sample_size == 8
     assert run.step == 3
     assert [part.shape for part in unet.parameters()] == [part.shape for part in small.unet.parameters()]
+
+
+def test_a_model_that_predicts_v_is_not_trained_as_one_that_predicts_epsilon(monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", None)
+    works = tiny_works()
+    with pytest.raises(Unsupported, match="v_prediction"):
+        Recipe(0, UNET, works.digest, 0).retrain(tiny("sd-v"), works, until=1)
 
 
 def test_the_small_model_of_the_world_has_less_than_four_million_parameters():

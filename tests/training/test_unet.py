@@ -98,13 +98,15 @@ def test_a_resumed_training_ends_with_the_same_bytes(tmp_path):
 
     def go(folder, until):
         model = unet()
-        run = train(model, latents, TEXT, epoch, TINY, SCHEDULER, seed=1, folder=folder, until=until)
+        steps = []
+        run = train(model, latents, TEXT, epoch, TINY, SCHEDULER, seed=1, folder=folder, until=until, progress=lambda step, *_: steps.append(step))
         run.use_average()
-        return run.losses, model.state_dict()
+        return run.losses, model.state_dict(), steps
 
     go(tmp_path, 3)
-    losses, resumed = go(tmp_path, 6)
-    expected, whole = go(None, 6)
+    losses, resumed, steps = go(tmp_path, 6)
+    assert steps == [4, 5, 6]
+    expected, whole, _ = go(None, 6)
     assert losses == expected
     assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
 

@@ -175,7 +175,7 @@ def test_works_without_calibration_are_answered_honestly(world, tmp_path):
 
 def test_a_plan_is_checked_before_any_work(world, tmp_path):
     """Unknown fields, methods and settings, wrong types, values out of range and unknown concepts are refused, and nothing is written."""
-    plans = ["speed = 3", 'each = "many"', "each = true", "each = 0", "quality = 0", "guidance = nan", "[settings.esd]\nmagic = 1"]
+    plans = ["speed = 3", 'each = "many"', "each = true", "each = 0", "quality = 0", "guidance = nan", "guidance = 0.5", "[settings.esd]\nmagic = 1"]
     plans += ["[settings.edd]\nsteps = 1", "[settings]\nesd = 3", "[settings.esd]\nsteps = 0", "[settings.nearest]\nimages = 0"]
     plans += ["attacked = -1", "budget = 0", "[settings.seed_search]\nattempts = 0", "[settings.p4d]\nsteps = 1"]
     plans += ["steps = 2000", "[settings.nearest]\nsteps = 2000"]  # the model has 1,000 timesteps

@@ -45,8 +45,9 @@ def test_a_scale_is_a_finite_number(scale):
 
 def test_numbers_that_are_none_are_refused_before_anything_is_drawn():
     model = tiny()
-    with pytest.raises(Misconfigured, match="guidance"):
-        model.sample(["a"], [0], steps=2, guidance=float("nan"))
+    for guidance in (float("nan"), 0.0, 0.99, -1.0):
+        with pytest.raises(Misconfigured, match="1 samples without guidance"):
+            model.sample(["a"], [0], steps=2, guidance=guidance)
     with pytest.raises(Misconfigured, match="multiplied"):
         uce.erase(model, Concept("cat", anchor="dog")).scaled(float("inf"))
     assert model.passes == 0

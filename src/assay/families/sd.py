@@ -68,7 +68,8 @@ class StableDiffusion:
         """Raise unless the parts of the pipeline, called `name`, are there and its `UNet2DConditionModel` fits the others.
 
         Raises:
-            Unsupported: one is missing, or the UNet reads other states or latents than the text encoders and the autoencoder make.
+            Unsupported: one is missing, the UNet reads other states or latents than the text encoders and the autoencoder make, or has what
+                `refuse_unread` refuses.
         """
         parts = self.components | dict(zip(("tokenizer", "tokenizer_2"), (coder for coder, _ in self.encoders), strict=False))
         if absent := [part for part, module in parts.items() if module is None]:
@@ -84,6 +85,7 @@ class StableDiffusion:
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             what = f"{name} has a UNet from {unet.in_channels} channels to {unet.out_channels}, and latents of {latent}"
             raise Unsupported(f"{what}.", "Models that draw from text alone are supported, not those for inpainting, editing or depth.")
+        refuse_unread(self.pipeline, self.encoders, name)
 
     def freeze(self) -> None:
         """Put every component at rest, and its weights on a CPU where passes are fast and repeat to the bit.
@@ -146,6 +148,45 @@ class StableDiffusion:
     def unet_inputs(self, conditioning: Conditioning) -> dict[str, Any]:
         """Return the UNet's keyword arguments for a conditioning."""
         return {"encoder_hidden_states": conditioning.states}
+
+
+def refuse_unread(pipeline: Any, encoders: Sequence[tuple[Any, Any]], name: str) -> None:
+    """Raise unless all that diffusers takes into account when it samples a pipeline is taken into account here too.
+
+    Args:
+        pipeline: the loaded pipeline, with a `UNet2DConditionModel`.
+        encoders: pairs of tokenizer and text encoder.
+        name: what the model is called.
+
+    Raises:
+        Unsupported: it has LoRA layers, a UNet distilled with guidance or for images that are not square, latents with a mean of their own, text
+            encoders with an attention mask, or words of several vectors.
+    """
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    keys = [f".{key}" for module in (pipeline.unet, *(encoder for _, encoder in encoders)) for key, _ in module.named_parameters()]
+    words = [tokenizer.get_added_vocab() for tokenizer, _ in encoders]
+    for found, what, hint in (
+        (any(".lora_" in key or ".base_layer." in key for key in keys), "LoRA layers", "Call fuse_lora() and unload_lora_weights() first."),
+        (unet.time_cond_proj_dim is not None, "a UNet that reads the scale of guidance", "Use the model that it was distilled from."),
+        (not isinstance(unet.sample_size, int), f"a UNet for latents of {unet.sample_size}", "Set its `sample_size` to one number."),
+        (
+            any(getattr(vae, key, None) is not None for key in ("latents_mean", "latents_std")),
+            "an autoencoder with `latents_mean` or `latents_std`",
+            "Use one whose latents are scaled by `scaling_factor` alone.",
+        ),
+        (
+            any(getattr(encoder.config, "use_attention_mask", False) for _, encoder in encoders),
+            "a text encoder with `use_attention_mask`",
+            "Use a model whose text encoder reads the whole prompt, padding too.",
+        ),
+        (
+            any(f"{word}_1" in added for added in words for word in added),
+            "words of several vectors",
+            "Load the pipeline without them; textual inversions of one vector are supported.",
+        ),
+    ):
+        if found:
+            raise Unsupported(f"{name} has {what}.", hint)
 
 
 @contextmanager

@@ -117,8 +117,8 @@ def check(settings: Settings) -> None:
     if min(settings.steps, settings.batch, settings.round) < 1 or not 2 <= settings.clique <= settings.images:
         raise Misconfigured("`steps`, `batch` and `round` are at least 1, and `clique` between 2 and `images`.", "Use a preset.")
     check_sizes(settings)
-    if settings.matches < 0 or not math.isfinite(settings.guidance):
-        raise Misconfigured("`matches` cannot be negative, and `guidance` is finite.", "Use a preset.")
+    if settings.matches < 0 or not 1 <= settings.guidance < math.inf:
+        raise Misconfigured("`matches` cannot be negative, and `guidance` is finite and at least 1.", "Use a preset.")
     if not 0 < settings.false_positive_rate < 1:
         raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.02.")
 

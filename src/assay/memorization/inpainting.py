@@ -105,8 +105,8 @@ def check(settings: Settings, timesteps: int | None = None) -> None:
     least = (settings.draws, settings.steps, settings.resample, settings.calibration, settings.copies, settings.batch, settings.shard)
     if min(least) < 1 or not 1 <= settings.kept <= settings.draws or settings.timestep < 0:
         raise Misconfigured("Numbers of draws, steps, works and samples are at least 1, and `kept` between 1 and `draws`.", "Use a preset.")
-    if min(settings.members, settings.holdout, settings.matches) < 0 or not math.isfinite(settings.guidance):
-        raise Misconfigured("`members`, `holdout` and `matches` cannot be negative, and `guidance` is finite.", "Use a preset.")
+    if min(settings.members, settings.holdout, settings.matches) < 0 or not 1 <= settings.guidance < math.inf:
+        raise Misconfigured("`members`, `holdout` and `matches` cannot be negative, and `guidance` is finite and at least 1.", "Use a preset.")
     if settings.hidden not in ("bottom", "top", "left", "right", "centre"):
         raise Misconfigured(f"`hidden` is bottom, top, left, right or centre; got {settings.hidden}.", "Use bottom.")
     if not 0 < settings.false_positive_rate < 1:

@@ -83,8 +83,8 @@ def check(settings: Settings) -> None:
         # One measure alone would flag at more than the rate: its thresholds come from the works that it is then counted on.
         raise Misconfigured("`images`, `steps` and `batch` must be at least 1, and `agreement` 2 or 3.", "Use a preset.")
     check_sizes(settings)
-    if settings.matches < 0 or not math.isfinite(settings.guidance):
-        raise Misconfigured("`matches` cannot be negative, and `guidance` is finite.", "Use a preset.")
+    if settings.matches < 0 or not 1 <= settings.guidance < math.inf:
+        raise Misconfigured("`matches` cannot be negative, and `guidance` is finite and at least 1.", "Use a preset.")
     if not 0 < settings.false_positive_rate < 1:
         raise Misconfigured(f"`false_positive_rate` lies between 0 and 1; got {settings.false_positive_rate}.", "Use 0.05.")
 

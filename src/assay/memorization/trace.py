@@ -82,8 +82,8 @@ def check(course: Course, denoiser: Denoiser | None = None) -> None:
     Raises:
         Misconfigured: they cannot.
     """
-    if min(course.draws, course.steps) < 1 or not 1 <= course.late <= course.steps or not math.isfinite(course.guidance):
-        raise Misconfigured("`draws` and `steps` are at least 1, `late` lies between 1 and `steps`, and `guidance` is finite.", "Use a preset.")
+    if min(course.draws, course.steps) < 1 or not 1 <= course.late <= course.steps or not 1 <= course.guidance < math.inf:
+        raise Misconfigured("`draws`, `steps` and `guidance` are finite and at least 1, and `late` lies between 1 and `steps`.", "Use a preset.")
     if denoiser is not None and course.steps > len(denoiser.alphas_cumprod):
         raise Misconfigured(f"`steps` exceeds the model's {len(denoiser.alphas_cumprod)} timesteps.", "Take fewer steps.")
 

@@ -136,7 +136,7 @@ def train(
     texts = ["", *map(str, range(10))]
     epoch = [(index, [texts.index(works().column("title")[row])]) for index, row in enumerate(rows.tolist())]
     how = UNetSettings(gamma=0.0, empty=settings.empty, schedule=settings.schedule)
-    scheduler: Any = DDPMScheduler.from_config(denoiser.pipeline.scheduler.config)
+    scheduler: Any = DDPMScheduler.from_config({**denoiser.pipeline.scheduler.config, "_use_default_values": []})
     states = denoiser.conditioning(texts).states
     unet: Any = denoiser.unet
     about = digest_of([asdict(settings), works().digest, rows.tolist(), seed])

@@ -1,8 +1,8 @@
 """The one training loop: steps counted, draws named by step, checkpoints atomic, the same bytes after an interruption.
 
-Step i draws everything from `generator(seed, "step", i)`, so a resumed run needs no random state: parameters, averages and optimiser
-moments are enough. The learning rate warms up, stays, and falls linearly to zero over the last `decay` of the steps, so that a longer run
-shares its beginning with a shorter one.
+Step i draws everything from `generator(seed, "step", i)`, so a resumed run needs no random state: parameters, averages and the
+optimiser's moments and counts are enough. The learning rate warms up, stays, and falls linearly to zero over the last `decay` of the
+steps, so that a longer run shares its beginning with a shorter one.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Run:
         for name, tensor in self.parameters.items():
             tensors[f"parameter/{name}"] = tensor.detach()
             if state := self.optimizer.state.get(tensor):  # a parameter that the loss never used has none
-                tensors |= {f"first/{name}": state["exp_avg"], f"second/{name}": state["exp_avg_sq"]}
+                tensors |= {f"first/{name}": state["exp_avg"], f"second/{name}": state["exp_avg_sq"], f"count/{name}": state["step"]}
             if self.average:
                 tensors[f"average/{name}"] = self.average[name]
         about = {"plan": self.plan, "step": str(self.step), "losses": json.dumps(self.losses), "schedule": json.dumps(asdict(self.schedule))}
@@ -164,8 +164,10 @@ class Run:
                     for name, tensor in self.parameters.items():
                         tensor.copy_(file.get_tensor(f"parameter/{name}"))
                         if f"first/{name}" in keys:
+                            # Fewer than the run's where some steps gave it no gradient; before counts were kept, the run's were taken.
+                            count = float(file.get_tensor(f"count/{name}")) if f"count/{name}" in keys else float(self.step)
                             self.optimizer.state[tensor] = {
-                                "step": torch.tensor(float(self.step), device=tensor.device),
+                                "step": torch.tensor(count, device=tensor.device),
                                 # Device and memory layout of the parameter: the fused optimiser pairs elements by position.
                                 "exp_avg": torch.empty_like(tensor).copy_(file.get_tensor(f"first/{name}")),
                                 "exp_avg_sq": torch.empty_like(tensor).copy_(file.get_tensor(f"second/{name}")),

@@ -279,7 +279,7 @@ def train(
         empty: fraction of the captions replaced by the empty prompt.
         folder: of the checkpoint, which holds nothing that is not private.
         plan: what the checkpoint belongs to.
-        chunk: works whose gradients are in memory at once.
+        chunk: works whose gradients are in memory at once, with latents of up to 16 x 16; fewer with larger ones.
         progress: called after every step with the norm of the noised gradient.
 
     Returns:
@@ -293,6 +293,7 @@ def train(
     draws = Draws(student.denoiser, latents, texts, captions, privacy.multiplicity, empty)
     kept = guarantee(privacy, works=len(latents), batch=schedule.batch, steps=schedule.steps)
     loss = sample_loss(student, list(texts.extra))
+    chunk = max(1, chunk * 16**4 // max(16, latents.shape[-1]) ** 4)  # attention maps, made whole, grow with the fourth power of the side
     run = PrivateRun(student.masters, loss, draws, schedule, kept, seed=seed, folder=folder, plan=plan, chunk=chunk)
     with unfused_attention(student.denoiser.unet):
         run.run(progress=progress)

@@ -39,7 +39,7 @@ class Settings:
     privacy: Privacy = Privacy()
     """The budget."""
     group: str = "attention"
-    """Weight group whose matrices learn."""
+    """Weight group of the UNet whose matrices learn."""
     rank: int = 4
     """Rows between up and down."""
     steps: int = 200
@@ -53,7 +53,7 @@ class Settings:
     empty: float = 0.1
     """Fraction of the captions replaced by the empty prompt."""
     chunk: int = 32
-    """Works whose gradients are in memory at once."""
+    """Works whose gradients are in memory at once, with latents of up to 16 x 16; fewer with larger ones, whose attention maps need the room."""
 
 
 def finetune(
@@ -73,14 +73,17 @@ def finetune(
         A low-rank patch; `manifest.settings["guarantee"]` is the `Guarantee`.
 
     Raises:
-        Misconfigured: a number is out of its range, there are no works, or the training diverged.
+        Misconfigured: a number is out of its range, there are no works, the group is none of the UNet's, or the training diverged.
         Missing: Opacus is not installed, and epsilon is finite.
         Unsupported: the model is in float16, the group is unknown, or the accountant cannot reckon the budget.
     """
     if not len(works):
         raise Misconfigured("There are no works to learn.", "Give one or more.")
     guarantee(settings.privacy, works=len(works), batch=settings.batch, steps=settings.steps)  # before anything is encoded
-    student = LowRank(denoiser, matrices(denoiser.group(settings.group)), settings.rank, seed)
+    group = denoiser.group(settings.group)
+    if not all(name.startswith("unet.") for name in group):
+        raise Misconfigured(f"Of the group `{settings.group}` the loss reaches nothing: captions and works are encoded once.", "Use attention.")
+    student = LowRank(denoiser, matrices(group), settings.rank, seed)
     latents = encoded(denoiser, works)
     captions: Sequence[Sequence[str]] = works.column("captions")
     texts = ["", *sorted({text for group in captions for text in group} - {""})]

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from assay.denoiser import Denoiser, tensor_digest
-from assay.errors import BadInput, Misconfigured, Missing
+from assay.errors import BadInput, Misconfigured, Missing, Unsupported
 from assay.noise import derive
 from assay.record import digest_of, write_atomically
 from assay.training.loop import Progress, Run, Schedule
@@ -102,12 +102,15 @@ class Recipe:
 
         Raises:
             Misconfigured: no work is left to train on.
+            Unsupported: the model predicts v.
         """
+        if denoiser.native != "epsilon":
+            raise Unsupported(f"{denoiser.name} predicts `{denoiser.native}`, and recipes train what predicts epsilon.", "Use such a model.")
         seed = self.seed if seed is None else seed
         seen = material(denoiser, works if keep is None else works.where(keep))
         states = denoiser.conditioning(seen.texts).states.float()
         settings = self.unet if steps is None else replace(self.unet, schedule=replace(self.unet.schedule, steps=steps))
-        scheduler: Any = DDPMScheduler.from_config(denoiser.pipeline.scheduler.config)
+        scheduler: Any = DDPMScheduler.from_config({**denoiser.pipeline.scheduler.config, "_use_default_values": []})
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "unet"))
             unet = build(settings, latent_channels=seen.latents.shape[1], latent_size=seen.latents.shape[2], text_width=states.shape[2])

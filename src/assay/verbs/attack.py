@@ -112,7 +112,7 @@ def attack(
     Raises:
         Missing: the model is not built in and no works are given, or there is no such reference or judge.
         Mismatch: a patch or the reference was made for another base.
-        Misconfigured: the model cannot be sampled in so many steps.
+        Misconfigured: the model cannot be sampled in so many steps, or with so little guidance.
         Unsupported: the reference draws images of another size, or is a loaded model where the attack is led by the base.
     """
     module = import_module(method_row("attacks", method)["module"])
@@ -153,7 +153,7 @@ def attack(
     about |= {"rows": [list(vars(row).values()) for row in ground.rows], "forbidden": ground.forbidden}
     sampling = {"image_steps": image_steps, "guidance": guidance, "budget": budget}
     about |= {"setup": [session.denoiser.setup, mark.setup]} if isinstance(mark, Denoiser) else {}
-    session.check(image_steps)
+    session.check(image_steps, guidance=guidance)
     folder = session.folder(session.plan(method=method, preset=preset, settings=vars(chosen), concept=wanted.name, **sampling, **about))
     if previous := session.finished(folder):
         return previous

@@ -297,7 +297,7 @@ def evaluate(
         Missing: the model is not built in and no works are given, or there is no such reference.
         Unsupported: the two models' images differ in size.
         Mismatch: a patch or the reference was made for another base.
-        Misconfigured: a model cannot be sampled in so many steps.
+        Misconfigured: a model cannot be sampled in so many steps, or with so little guidance.
     """
     session = Session("evaluate", model, out or "out/evaluate", seed, device, patches, display or Silent())
     table = works_for(session, works)
@@ -323,7 +323,7 @@ def evaluate(
     beside = {} if mark is None else {"reference": mark.digest}
     about = {"against": other.digest, **beside} | ({} if against is None else {"setup": [session.denoiser.setup, other.setup]})
     plan = session.plan(**options, rows=rows, groups=what.groups, works=table.digest, judge=judge.digest, **about)
-    session.check(steps, mark)
+    session.check(steps, mark, guidance)
     other.timesteps(steps)
     folder = session.folder(plan)
     if previous := session.finished(folder):

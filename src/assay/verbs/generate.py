@@ -12,6 +12,7 @@ from typing import Any
 
 from assay.denoiser import Denoiser, to_pictures
 from assay.errors import BadInput, Misconfigured, Missing
+from assay.guidance import check_scale
 from assay.jobs.outcome import Outcome
 from assay.jobs.shards import run
 from assay.noise import derive
@@ -141,10 +142,11 @@ def generate(
         The outcome, whose `record` names every picture's folder.
 
     Raises:
-        Misconfigured: neither or both of `prompt` and `prompts` are given.
+        Misconfigured: neither or both of `prompt` and `prompts` are given, or `guidance` is below 1.
     """
     if (prompt is None) == (prompts is None):
         raise Misconfigured("Give one of a prompt and a prompts file.", 'Such as --prompt "cat face, noto style".')
+    check_scale(guidance)
     rows = [Prompt("prompt", prompt)] if prompt is not None else list(prompts) if isinstance(prompts, list | tuple) else read_prompts(prompts)  # pyright: ignore
     session = Session("generate", model, out or "out/generate", seed, device, patches, display or Silent())
     session.ask(prompt=prompt, prompts=prompts, images=images, steps=steps, guidance=guidance)

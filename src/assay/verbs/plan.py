@@ -109,8 +109,8 @@ class Plan:
             if not (whole if types[key] is int else isinstance(value, types[key]) or (types[key] is float and whole)):
                 raise Misconfigured(f"`{key}` must be {types[key].__name__}; got {value!r}.", f"Mend it in {path}.")
         plan = cls(**given)
-        if min(plan.each, plan.quality, plan.steps) < 1 or plan.attacked < 0 or not math.isfinite(plan.guidance):
-            said = "`each`, `quality` and `steps` must be at least 1, `attacked` at least 0, and `guidance` finite."
+        if min(plan.each, plan.quality, plan.steps) < 1 or plan.attacked < 0 or not 1 <= plan.guidance < math.inf:
+            said = "`each`, `quality`, `steps` and `guidance` must be at least 1, and `attacked` at least 0; all are finite."
             raise Misconfigured(said, f"Mend it in {path}.")
         Clock(plan.budget)  # refuses what is no budget
         for name, table in plan.settings.items():

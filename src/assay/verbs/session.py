@@ -18,6 +18,7 @@ import torch
 
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
+from assay.guidance import check_scale
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.loading import BUILT_IN, load
@@ -133,17 +134,19 @@ class Session:
         with self.bound or nullcontext(), Patched(self.denoiser, self.stack) as denoiser:
             yield denoiser
 
-    def check(self, steps: int, reference: Patch | None = None) -> None:
+    def check(self, steps: int, reference: Patch | None = None, guidance: float = 1.0) -> None:
         """Refuse before the folder is taken what nothing could be drawn with.
 
         Args:
             steps: of the sampler.
             reference: a patch that is to be put on by itself.
+            guidance: of the sampler.
 
         Raises:
-            Misconfigured: the model cannot be sampled in so many steps.
+            Misconfigured: the model cannot be sampled in so many steps, or with so little guidance.
             Mismatch: a patch was made for another base.
         """
+        check_scale(guidance)
         self.denoiser.timesteps(steps)
         for stack in (self.stack, [] if reference is None else [(reference, 1.0)]):
             Patched(self.denoiser, stack).clear()
