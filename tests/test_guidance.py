@@ -140,7 +140,7 @@ def test_warm_up_feeds_the_momentum_alone():
     torch.testing.assert_close(second - plain[1], gammas[0] + gammas[1], rtol=0, atol=1e-5)
 
 
-@given(st.floats(0, 0.95))
+@given(st.integers(0, 19).map(lambda twentieths: twentieths / 20))  # float32 cannot tell 1e-9 from 0
 def test_the_threshold_leaves_alone_its_share_of_every_channel(threshold):
     rule = Rule("sega", (("x", 1.0),), (("threshold", threshold), ("warmup", 0.0)))
     predictions = course(rule, steps=1)
