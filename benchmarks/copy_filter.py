@@ -26,7 +26,7 @@ from assay.evaluation.intervals import wilson
 from assay.evaluation.perturbations import PERTURBATIONS
 from assay.memorization.copy_filter import CopyFilter
 from assay.noise import derive, normal, numpy_generator
-from assay.reports.pictures import grid
+from assay.reports.pictures import grid, small_png
 from assay.works import Works
 
 HERE = Path(__file__).parent
@@ -120,7 +120,8 @@ def main() -> None:
     shown = list(range(0, len(own), max(1, len(own) // 8)))[:8]
     columns = list(made)
     rows = [to_pictures(torch.stack([made[name][row] for name in columns])) for row in shown]
-    grid(rows, [members.column("title")[row] for row in shown], columns, scale=1).save(HERE / "copy_filter.png", optimize=True)
+    sheet = grid(rows, [members.column("title")[row] for row in shown], columns, scale=1)
+    (HERE / "copy_filter.png").write_bytes(small_png(sheet))
     (HERE / "copy_filter.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

@@ -38,7 +38,7 @@ from assay.memorization.separation import separate
 from assay.memorization.verdicts import NAMES, Evidence
 from assay.noise import derive, numpy_generator
 from assay.record import Metric, digest_of, write_atomically
-from assay.reports.pictures import grid
+from assay.reports.pictures import grid, small_png
 from assay.training.gan import GAN, GANSettings, train
 from assay.training.recipe import Recipe
 from assay.training.selection import shown
@@ -268,7 +268,7 @@ def main() -> None:
         "nearest": kept(folder, "nearest", lambda: audited(gan, works, judge, folder)),
     }
     result["models"]["gan"] |= {"settings": asdict(settings), "hinge": round(float(np.mean(run.losses[-200:])), 4)}
-    picture(models, works).save(HERE / "gan.png", optimize=True)
+    (HERE / "gan.png").write_bytes(small_png(picture(models, works)))
     write_atomically(HERE / "gan.json", (json.dumps(result, indent=1) + "\n").encode())
     print(json.dumps(result, indent=1))
 

@@ -51,7 +51,7 @@ from assay.noise import derive, numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import digest_of, write_atomically
-from assay.reports.pictures import grid
+from assay.reports.pictures import grid, small_png
 from assay.training.finetune import Student
 from assay.verbs.session import zoo
 from assay.works import Works
@@ -342,7 +342,8 @@ def main() -> None:
         ]
         some = "" if all(row in names for row in ROWS) else "".join(f"-{name.replace(' ', '-')}" for name in names)
         file = f"mitigations{some}.png" if len(each) > 1 else "mitigations-first-met.png"
-        grid(cells, captions(works)[: options.attacked], ["the work", *columns], scale=1).save(HERE / file, optimize=True)
+        sheet = grid(cells, captions(works)[: options.attacked], ["the work", *columns], scale=1)
+        (HERE / file).write_bytes(small_png(sheet))
 
     if methods := [name for name in rows if name in shown]:
         picture(methods, judged, ("caption", "search"))

@@ -22,7 +22,7 @@ import assay
 from assay.denoiser import to_pictures
 from assay.evaluation.intervals import wilson
 from assay.noise import derive, numpy_generator
-from assay.reports.pictures import grid
+from assay.reports.pictures import grid, small_png
 
 HERE = Path(__file__).parent
 SEED = 20261124
@@ -70,7 +70,8 @@ def sheet(steps: int) -> None:
     for name, images in (("naming.png", made), ("naming-real.png", real)):
         pictures = to_pictures(images)
         cells = [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
-        grid(cells, list(ROWS), [str(column) for column in range(1, COLUMNS + 1)], scale=2).save(HERE / name, optimize=True)
+        sheet = grid(cells, list(ROWS), [str(column) for column in range(1, COLUMNS + 1)], scale=2)
+        (HERE / name).write_bytes(small_png(sheet))
 
 
 def score(answers: dict[str, str], real_answers: dict[str, str]) -> dict[str, object]:

@@ -33,7 +33,7 @@ from assay.noise import numpy_generator
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import Metric, Record, digest_of
-from assay.reports.pictures import grid
+from assay.reports.pictures import grid, small_png
 from assay.training import world
 from assay.training.selection import select, shown
 from assay.verbs import references
@@ -104,7 +104,7 @@ class Measurement:
             rows.append([image for images in both for image in to_pictures(images[:SHOWN])])
             labels.append(family)
         columns = ["base", *[""] * (SHOWN - 1), "never saw them", *[""] * (SHOWN - 1)]
-        grid(rows, labels, columns, scale=1).save(HERE / "references.png", optimize=True)
+        (HERE / "references.png").write_bytes(small_png(grid(rows, labels, columns, scale=1)))
         judged = admit(*right["family"])
         titles_fall = {row.family: [row.base, row.reference] for row in admit(*right["title"])}
         table = [vars(row) | {"interval": list(row.interval), "images": list(row.images), "title": titles_fall[row.family]} for row in judged]

@@ -104,7 +104,7 @@ def captioned(image: Image.Image, text: str, width: int, frame: tuple[int, int, 
     return tile
 
 
-def small_png(image: Image.Image, most: int) -> bytes:
+def small_png(image: Image.Image, most: int = 200_000) -> bytes:
     """Return a picture as a PNG of at most `most` bytes: in fewer and fewer colours, and then smaller."""
     colours = 256
     while True:
