@@ -54,7 +54,7 @@ def main() -> None:
         "settings": record.resolved,
         "captions": shares,
         "recall_against_copies": record.curves[0].lines,
-        "precision": record.metric("precision").model_dump(include={"value", "low", "high", "n"}),
+        **{name: record.metric(name).model_dump(include={"value", "low", "high", "n"}) for name in ("precision", "another_work")},
         "images_drawn": record.metric("images").n,
         "bars": bars,
         "passes": record.passes,
