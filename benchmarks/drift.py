@@ -6,7 +6,7 @@ Titles of the built-in world are drawn by lot and erased in that order, each by 
 erases the same titles in turn, and at once. The same prompts are drawn on the base and after 1, 5, 10, 15 and 20 erasures: those of the titles erased
 so far, those of the titles still to be erased, and everything else, whose distance from the base (KID) stands beside what it would stay below in 95 %
 of exchanges if the two models were one.
-Killed, the same command goes on with the next title. About forty minutes on two cores.
+Killed, the same command goes on with the next title. A quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def main() -> None:
 def draw(result: dict[str, Any]) -> None:
     """Draw what is named and how far the rest moved, against how many were erased."""
     rows, lasts = result["sequential"], {"uce in turn": ("+", result["uce, in turn"]), "uce at once": ("x", result["uce, all at once"])}
-    plot = Plot(figsize=(9, 3.4), layout="constrained")
+    plot = Plot(figsize=(9, 4.4), layout="constrained")
     left, right = plot.subplots(1, 2)
     for colour, part in zip(("#c33", "#888", "#36c"), ("erased", "to be erased", "everything else"), strict=True):
         points = [(row["erased"], row["title_among_first_five"][part]) for row in rows if row["title_among_first_five"][part]["value"] is not None]
@@ -151,7 +151,7 @@ def draw(result: dict[str, Any]) -> None:
                 left.plot([last["erased"] + 0.7], [alone["value"]], color=colour, marker=marker, linestyle="", label=f"{part}, {name}")
     left.axhline(rows[0]["title_among_first_five"]["everything else"]["chance"], color="0.4", linestyle=":", label="chance")
     left.set(title="title among the first five named", xlabel="titles erased", ylim=(0, None))
-    left.legend(fontsize=6)
+    left.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2)
     moved = [(row["erased"], row["kid.judge"]) for row in rows if "kid.judge" in row]
     right.errorbar(
         [done for done, _ in moved],
