@@ -11,7 +11,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
@@ -346,18 +345,25 @@ def ddim_of(scheduler: Any, name: str) -> Any:
     Raises:
         Unsupported: DDIM has no such schedule.
     """
-    config = {**scheduler.config, "_use_default_values": []}  # defaults of the one class are not those of the other
+    config, kind = own_values(scheduler), type(scheduler).__name__
+    unlike = Unsupported(f"{name} is sampled by {kind} with a noise schedule that DDIM does not have.", "Give it a DDIMScheduler.")
     if not isinstance(scheduler, DDIMScheduler) and config.get("timestep_spacing") == "linspace":
         config["timestep_spacing"] = "leading"  # DDIM takes steps of one whole length
-    made: Any = None
-    with warnings.catch_warnings(), suppress(NotImplementedError):  # what DDIM says of a schedule that it does not know
-        warnings.simplefilter("ignore")
-        made = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made: Any = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+    except NotImplementedError as error:  # what DDIM says of a schedule that it does not know
+        raise unlike from error
     end = -1 if config.get("rescale_betas_zero_snr") else None  # some keep the last alpha-bar above 0
-    if made is None or not torch.allclose(made.alphas_cumprod[:end], scheduler.alphas_cumprod[:end].cpu()):
-        kind = type(scheduler).__name__
-        raise Unsupported(f"{name} is sampled by {kind} with a noise schedule that DDIM does not have.", "Give it a DDIMScheduler.")
+    if not torch.allclose(made.alphas_cumprod[:end], scheduler.alphas_cumprod[:end].cpu()):
+        raise unlike
     return made
+
+
+def own_values(scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's configuration for one of another class, which would put its own defaults in the place of this one's."""
+    return {**scheduler.config, "_use_default_values": []}
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

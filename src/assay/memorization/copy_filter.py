@@ -28,7 +28,7 @@ from assay.evaluation.alignment import SIZE, Aligner
 from assay.evaluation.thresholds import Threshold, threshold_at
 from assay.noise import derive
 from assay.works import Works
-from assay.works.clusters import close_pairs, join, thumbnails
+from assay.works.clusters import close_pairs, declared, join, thumbnails
 
 BLANK = 0.5
 """What is shown in place of a refused image: grey."""
@@ -171,10 +171,9 @@ class CopyFilter:
 
 def alike(works: Works) -> np.ndarray:
     """Label works by near-duplicates, those declared as a cluster and those found joined: int32, (n,)."""
-    declared = np.array([-1 if cluster is None else cluster for cluster in works.column("cluster")])
-    first = {cluster: row for row, cluster in reversed(list(enumerate(declared.tolist())))}
-    known = [(first[cluster], row) for row, cluster in enumerate(declared.tolist()) if cluster >= 0]
-    return join(len(works), np.concatenate([np.array(known, np.int64).reshape(-1, 2), close_pairs(thumbnails(works.pixels(SIZE)))]))
+    _, first, codes = np.unique(declared(works.column("cluster")), return_index=True, return_inverse=True)
+    known = np.stack([first[codes], np.arange(len(works))], axis=1)
+    return join(len(works), np.concatenate([known, close_pairs(thumbnails(works.pixels(SIZE)))]))
 
 
 class Guarded:

@@ -42,12 +42,13 @@ from assay.evaluation.intervals import wilson
 from assay.evaluation.similarity import adaptive, tiled_l2_pairs
 from assay.evaluation.thresholds import Threshold, threshold_at
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, Group, alike, check_sizes, choose, completed
+from assay.memorization.groups import Audit, Group, check_sizes, choose, completed
 from assay.memorization.looks import SIZE
 from assay.noise import derive
 from assay.patched import standing
 from assay.record import Curve, Metric, Record, Table, digest_of, kept_tensors, write_atomically
 from assay.works import Works
+from assay.works.clusters import declared
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class Found:
         self.nearest = table.argmin(1)
         self.distance = table.min(1)
         self.adaptive = adaptive(tiled_l2_pairs(images, self.pixels, tiles=1), NEIGHBOURS, ALPHA)
-        labels, self.own = alike(works), np.empty(len(prompts))
+        labels, self.own = declared(works.column("cluster")), np.empty(len(prompts))
         for place, prompt in enumerate(prompts):
             same = works.take(np.flatnonzero(labels == labels[prompt.work])).pixels(SIZE).transpose(0, 3, 1, 2)
             self.own[place] = tiled_l2_pairs(images[[place]], same).min()

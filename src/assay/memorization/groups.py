@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import numpy as np
 from PIL import Image
 
 from assay.denoiser import Denoiser
@@ -86,11 +85,6 @@ class Group(NamedTuple):
             return {"members": "ordinary members", "mine": "works asked after"}.get(self.kind, f"{self.kind} works, never trained")
         caption = {"one": "one caption", "varied": "varied captions"}.get(self.arm, self.arm)
         return f"canaries, {caption}, k = {self.dose}" + (" (control)" if self.dose == 0 else "")
-
-
-def alike(works: Works) -> np.ndarray:
-    """Label works by the cluster of near-duplicates that they declare, each that declares none by itself: int64, (n,)."""
-    return np.array([-1 - row if cluster is None or cluster < 0 else cluster for row, cluster in enumerate(works.column("cluster"))], np.int64)
 
 
 class Sizes(Protocol):

@@ -40,7 +40,7 @@ from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.families.sd import Conditioning
 from assay.judge import JudgeLike
-from assay.memorization.groups import Audit, alike, choose, completed
+from assay.memorization.groups import Audit, choose, completed
 from assay.memorization.looks import strip
 from assay.memorization.reconstruction import Seen, witness
 from assay.memorization.verdicts import Evidence
@@ -48,6 +48,7 @@ from assay.noise import derive, normal
 from assay.patched import standing
 from assay.record import digest_of, kept_tensors, write_atomically
 from assay.works import Works
+from assay.works.clusters import declared
 
 WAYS = ("caption", "nothing")
 """What the model is told while it fills in."""
@@ -316,7 +317,7 @@ def neighbours(works: Works, asked: Sequence[int], mask: np.ndarray) -> tuple[np
     parts = works.pixels(size)[:, ~mask].reshape(len(works), -1).astype(np.float32) / 255
     squares = (parts**2).sum(1)
     table = squares[asked, None] + squares[training] - 2 * parts[asked] @ parts[training].T
-    labels = alike(works)
+    labels = declared(works.column("cluster"))
     table[labels[asked, None] == labels[training]] = np.inf
     nearest = table.argmin(1)
     return training[nearest], np.sqrt(np.maximum(table.min(1), 0) / parts.shape[1]).clip(min=1 / 255)

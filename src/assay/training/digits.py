@@ -20,7 +20,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from assay.denoiser import Denoiser
+from assay.denoiser import Denoiser, own_values
 from assay.errors import Misconfigured
 from assay.noise import derive, generator
 from assay.record import digest_of
@@ -136,7 +136,7 @@ def train(
     texts = ["", *map(str, range(10))]
     epoch = [(index, [texts.index(works().column("title")[row])]) for index, row in enumerate(rows.tolist())]
     how = UNetSettings(gamma=0.0, empty=settings.empty, schedule=settings.schedule)
-    scheduler: Any = DDPMScheduler.from_config({**denoiser.pipeline.scheduler.config, "_use_default_values": []})
+    scheduler: Any = DDPMScheduler.from_config(own_values(denoiser.pipeline.scheduler))
     states = denoiser.conditioning(texts).states
     unet: Any = denoiser.unet
     about = digest_of([asdict(settings), works().digest, rows.tolist(), seed])

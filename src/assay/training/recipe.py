@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from assay.denoiser import Denoiser, tensor_digest
+from assay.denoiser import Denoiser, own_values, tensor_digest
 from assay.errors import BadInput, Misconfigured, Missing, Unsupported
 from assay.noise import derive
 from assay.record import digest_of, write_atomically
@@ -110,7 +110,7 @@ class Recipe:
         seen = material(denoiser, works if keep is None else works.where(keep))
         states = denoiser.conditioning(seen.texts).states.float()
         settings = self.unet if steps is None else replace(self.unet, schedule=replace(self.unet.schedule, steps=steps))
-        scheduler: Any = DDPMScheduler.from_config({**denoiser.pipeline.scheduler.config, "_use_default_values": []})
+        scheduler: Any = DDPMScheduler.from_config(own_values(denoiser.pipeline.scheduler))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "unet"))
             unet = build(settings, latent_channels=seen.latents.shape[1], latent_size=seen.latents.shape[2], text_width=states.shape[2])

@@ -5,6 +5,7 @@ Exact: the pairs are those that comparing every two works would give; `neighbour
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 
 import numpy as np
@@ -50,6 +51,11 @@ def join(count: int, pairs: np.ndarray) -> np.ndarray:
     """Label `count` works by the component of `pairs` they belong to: int32, (count,); labels count up in order of first appearance."""
     graph = coo_matrix((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int32)
+
+
+def declared(clusters: Sequence[int | None]) -> np.ndarray:
+    """Label works by the cluster that they declare, each that declares none by itself: int64, (n,)."""
+    return np.array([-1 - row if cluster is None or cluster < 0 else cluster for row, cluster in enumerate(clusters)], np.int64)
 
 
 def firsts(labels: np.ndarray) -> np.ndarray:
