@@ -161,7 +161,9 @@ def test_the_same_plan_resumes_and_another_is_refused(world, tmp_path, capsys):
         (["generate", "MODEL", "--prompt", "x", "--fail-on", "images>"], "Misconfigured"),
         (["generate", "MODEL", "--prompt", "x", "--guidance", "nan"], "Misconfigured"),
         (["generate", "MODEL", "--prompt", "x", "--guidance", "0"], "Misconfigured"),
-        (["evaluate", "MODEL", "--works", "WORKS", "--guidance", "0.5"], "Misconfigured"),
+        (["generate", "MODEL", "--prompt", "x", "--steps", "100000", "--dry-run"], "Misconfigured"),
+        (["evaluate", "MODEL", "--works", "WORKS", "--guidance", "0.5", "--dry-run"], "Misconfigured"),
+        (["attack", "MODEL", "--works", "WORKS", "--method", "p4d", "--concept", "triangle", "--guidance", "0", "--dry-run"], "Misconfigured"),
         (["generate", "MODEL", "--prompt", "caf\udce9"], "Misconfigured"),
     ],
 )

@@ -164,6 +164,26 @@ def test_an_index_of_other_works_is_not_believed(tmp_path):
         assert np.array_equal(indexed(tmp_path / "index", works)[0], expected[0])
 
 
+def test_only_new_trees_are_written(tmp_path):
+    """Expected: of an index that grows ten times, each time one file more and no other written anew until trees are grown into one; a lost or
+    damaged one is made again, with the pairs of one comparison of all."""
+    works, folder = crowd(160), tmp_path / "index"
+    seen: dict[str, int] = {}
+    counts = []
+    for size in range(88, 161, 8):
+        indexed(folder, works.take(range(size)))
+        now = {path.name: path.stat().st_mtime_ns for path in folder.glob("tree-*")}
+        assert all(time == now[name] for name, time in seen.items() if name in now)
+        seen = now
+        counts.append(len(now))
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
+    expected = indexed(tmp_path / "other", works)[0]
+    for harm in (lambda path: path.unlink(), lambda path: path.write_bytes(b"no safetensors")):
+        harm(min(folder.glob("tree-*")))
+        assert np.array_equal(indexed(folder, works)[0], expected)
+        assert len(list(folder.glob("tree-*"))) == 1
+
+
 @pytest.mark.parametrize("damage", ["thumbnails", "ids", "shape"])
 def test_a_damaged_shard(tmp_path, damage):
     """Expected: an error that says what to remove, and nothing written."""

@@ -26,6 +26,8 @@ EACH = True
 """Whether each prompt is attacked by itself."""
 IN_WORDS = True
 """Whether it tells the model words or seeds alone, and learns neither embeddings, weights nor latents."""
+ON_BASE = False
+"""Whether it is led by the model beneath the patches."""
 
 
 @dataclass(frozen=True)

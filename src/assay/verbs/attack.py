@@ -42,10 +42,8 @@ SHARD = 8
 """Prompts that are attacked at once."""
 EXAMPLES = 32
 """Works that attacks on all prompts at once learn from, at most."""
-DECODED = 32
+AT_ONCE = 32
 """Images under attack that are decoded at once, at most."""
-ON_BASE = ("p4d", "ring_a_bell")
-"""Attacks that are led by the model beneath the patches."""
 
 
 class Ground(NamedTuple):
@@ -141,7 +139,8 @@ def attack(
         reference=reference,
         judge=judge,
     )
-    mark = reference_for(session, reference, method)
+    mark = reference_for(session, reference, method if module.ON_BASE else None)
+    session.check(image_steps, guidance=guidance)
     if dry_run:
         models, one = 1 if mark is None else 2, module.cost(chosen, len(ground.rows), image_steps)
         spent = {name: models * passes for name, passes in one.items()}
@@ -153,7 +152,6 @@ def attack(
     about |= {"rows": [list(vars(row).values()) for row in ground.rows], "forbidden": ground.forbidden}
     sampling = {"image_steps": image_steps, "guidance": guidance, "budget": budget}
     about |= {"setup": [session.denoiser.setup, mark.setup]} if isinstance(mark, Denoiser) else {}
-    session.check(image_steps, guidance=guidance)
     folder = session.folder(session.plan(method=method, preset=preset, settings=vars(chosen), concept=wanted.name, **sampling, **about))
     if previous := session.finished(folder):
         return previous
@@ -202,21 +200,26 @@ def attack(
     return session.outcome(record, next=(f"assay report {folder.path}",))
 
 
-def reference_for(session: Session, reference: str | Path | Patch | Denoiser | None, method: str) -> Patch | Denoiser | None:
+def reference_for(session: Session, reference: str | Path | Patch | Denoiser | None, led: str | None) -> Patch | Denoiser | None:
     """Return a model that never saw the concept, or the patch that makes the base one; what does not fit is refused before anything is drawn.
+
+    Args:
+        session: the model.
+        reference: as it was given.
+        led: the method, if it is led by the base.
 
     Raises:
         Missing: there is no such patch or model.
         Mismatch: the patch was made for another base.
-        Unsupported: the model draws images of another size, or the method is led by the base, which a loaded model does not have beneath it.
+        Unsupported: the model draws images of another size, or has no base beneath it where the method is led by that.
     """
     if isinstance(reference, str | Path):
         path = Path(reference)
         reference = Patch.load(path) if path.is_file() or (path / "patch.safetensors").exists() else load(reference, device=session.device)
     if isinstance(reference, Patch):
         Patched(session.denoiser, [(reference, 1.0)]).clear()
-    elif reference is not None and method in ON_BASE:
-        what = f"{method} is led by the model beneath the patches, which a loaded reference is itself, so its floor would be of another attack"
+    elif reference is not None and led:
+        what = f"{led} is led by the model beneath the patches, which a loaded reference is itself, so its floor would be of another attack"
         raise Unsupported(f"{what}.", "Give the reference as a patch on the base.")
     elif reference is not None and reference.image_size != session.denoiser.image_size:
         sizes = f"{session.denoiser.image_size} and {reference.image_size} pixels"
@@ -343,7 +346,7 @@ def search(module: Any, settings: Any, denoiser: Denoiser, target: Target, sessi
 
 def drawn(denoiser: Denoiser, found: Attack, target: Target, seeds: Sequence[int], session: Session) -> torch.Tensor:
     """Draw the images that are judged, one for each seed: (prompts x attempts, 3, h, w)."""
-    latents, size = found.sample(denoiser, seeds, target, progress=session.bar("images under attack")), min(DECODED, denoiser.at_once)
+    latents, size = found.sample(denoiser, seeds, target, progress=session.bar("images under attack")), min(AT_ONCE, denoiser.at_once)
     with torch.no_grad():
         return torch.cat([denoiser.images(latents[start : start + size]) for start in range(0, len(latents), size)])
 

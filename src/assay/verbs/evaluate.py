@@ -310,6 +310,7 @@ def evaluate(
     asked = {"prompts": prompts, "against": against, "reference": reference, "works": works}
     session.ask(**asked, concept=concept, kind=kind, each=each, images=images, steps=steps, guidance=guidance)
     mark = Patch.load(reference) if isinstance(reference, str | Path) else reference
+    session.check(steps, mark, guidance)
     if dry_run:
         models = 2 if mark is None else 3
         return session.dry_run(models * len(what.rows) * steps * 2, images=models * len(what.rows))
@@ -323,7 +324,6 @@ def evaluate(
     beside = {} if mark is None else {"reference": mark.digest}
     about = {"against": other.digest, **beside} | ({} if against is None else {"setup": [session.denoiser.setup, other.setup]})
     plan = session.plan(**options, rows=rows, groups=what.groups, works=table.digest, judge=judge.digest, **about)
-    session.check(steps, mark, guidance)
     other.timesteps(steps)
     folder = session.folder(plan)
     if previous := session.finished(folder):

@@ -12,7 +12,6 @@ from typing import Any
 
 from assay.denoiser import Denoiser, to_pictures
 from assay.errors import BadInput, Misconfigured, Missing
-from assay.guidance import check_scale
 from assay.jobs.outcome import Outcome
 from assay.jobs.shards import run
 from assay.noise import derive
@@ -142,14 +141,15 @@ def generate(
         The outcome, whose `record` names every picture's folder.
 
     Raises:
-        Misconfigured: neither or both of `prompt` and `prompts` are given, or `guidance` is below 1.
+        Misconfigured: neither or both of `prompt` and `prompts` are given; or the model cannot be sampled in so many steps, with so little guidance.
+        Mismatch: a patch was made for another base.
     """
     if (prompt is None) == (prompts is None):
         raise Misconfigured("Give one of a prompt and a prompts file.", 'Such as --prompt "cat face, noto style".')
-    check_scale(guidance)
     rows = [Prompt("prompt", prompt)] if prompt is not None else list(prompts) if isinstance(prompts, list | tuple) else read_prompts(prompts)  # pyright: ignore
     session = Session("generate", model, out or "out/generate", seed, device, patches, display or Silent())
     session.ask(prompt=prompt, prompts=prompts, images=images, steps=steps, guidance=guidance)
+    session.check(steps, guidance=guidance)
     if dry_run:
         return session.dry_run(len(rows) * images * steps * (2 if guidance != 1 else 1), images=len(rows) * images)
     given = {"images": images, "steps": steps, "guidance": guidance, "prompts": [list(vars(row).values())[:-1] for row in rows]}

@@ -1,8 +1,8 @@
 """An index of works beside the works: their thumbnails and the near-duplicates among them, so that adding works costs what the added ones cost.
 
-A folder of shards and of `pairs.safetensors`, the near-duplicates found so far and the trees that more works are compared with. A shard is
-`thumbnails-NNNNN.npy`, thumbnails as sums of 4x4 pixels, which are exact in 16 bits, and `ids-NNNNN.npy`, whose works they are. That is 1.7 KB a
-work on disk; a comparison holds 400 bytes a work in memory.
+A folder of shards, of `pairs.safetensors`, the near-duplicates found so far, and of `tree-*.safetensors`, which more works are compared with. A
+shard is `thumbnails-NNNNN.npy`, thumbnails as sums of 4x4 pixels, which are exact in 16 bits, and `ids-NNNNN.npy`, whose works they are. That is
+1.7 KB a work on disk; a comparison holds 400 bytes a work in memory.
 Every file is whole or absent: what was killed goes on after the last shard, with the same bytes.
 """
 
@@ -12,7 +12,7 @@ import io
 import json
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
 from assay.errors import BadInput
 from assay.record import write_atomically
@@ -180,45 +180,52 @@ class Index:
         Raises:
             Unsupported: there are more pairs than memory should hold.
         """
-        ids = self.ids
-        pairs, squares, forest = self.kept(threshold, ids)
-        if (forest.count if forest else 0) < len(ids):
-            added, apart, forest = near(self, threshold**2 * self.shape[1], forest=forest, progress=progress)
+        ids = self.ids.tobytes()
+        pairs, squares, known = self.kept(threshold, ids)
+        if (known.count if known else 0) < self.shape[0]:
+            added, apart, forest = near(self, threshold**2 * self.shape[1], forest=known, progress=progress)
             pairs, squares = np.concatenate([pairs, added]), np.concatenate([squares, apart])
             order = np.lexsort((pairs[:, 1], pairs[:, 0]))
             pairs, squares = pairs[order], squares[order]
-            found = json.dumps([threshold, len(ids), sha256(ids.tobytes()).hexdigest()])  # one key: several would be written in any order
-            kept = {"pairs": pairs.astype(np.int32), "squares": squares, **packed(forest)}
-            write_atomically(self.folder / "pairs.safetensors", save(kept, {"found": found}))
+            self.keep(threshold, ids, pairs, squares, forest, known)
         self.release()
         return pairs, np.sqrt(squares / self.shape[1])
 
-    def kept(self, threshold: float, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, Forest | None]:
+    def keep(self, threshold: float, ids: bytes, pairs: np.ndarray, squares: np.ndarray, forest: Forest, known: Forest | None) -> None:
+        """Write down what was found, and the trees that are not of the known forest.
+
+        A tree's file is named by what its points and their codes follow from, so that none that is still needed is written over with others; those
+        that are not needed go last.
+        """
+        there = {id(tree) for tree in known.trees} if known else set()
+        along = sha256(forest.centre.tobytes() + forest.directions.tobytes())
+        names, start = [], 0
+        for tree in forest.trees:
+            whose = along.copy()
+            whose.update(ids[start * NAME : (start + len(tree.rows)) * NAME])
+            names.append(f"tree-{start}-{whose.hexdigest()[:16]}.safetensors")
+            if id(tree) not in there:
+                write_atomically(self.folder / names[-1], save({name: getattr(tree, name) for name in Leaves.__annotations__}))
+            start += len(tree.rows)
+        found = json.dumps([threshold, start, sha256(ids).hexdigest(), names])  # one key: several would be written in any order
+        arrays = {"centre": forest.centre, "directions": np.ascontiguousarray(forest.directions)}
+        write_atomically(self.folder / "pairs.safetensors", save({"pairs": pairs.astype(np.int32), "squares": squares, **arrays}, {"found": found}))
+        for file in self.folder.glob("tree-*.safetensors"):
+            if file.name not in names:
+                file.unlink()
+
+    def kept(self, threshold: float, ids: bytes) -> tuple[np.ndarray, np.ndarray, Forest | None]:
         """Return the pairs that are known and the first works that they are among; none if they were found otherwise or cannot be read."""
         try:
             with safe_open(self.folder / "pairs.safetensors", "np") as file:
-                below, known, digest = json.loads(file.metadata()["found"])
-                if below == threshold and digest == sha256(ids[:known].tobytes()).hexdigest():
-                    names = file.keys()
-                    kept = {name: file.get_tensor(name) for name in names}
-                    if (forest := unpacked(kept)).count == known:
-                        return kept["pairs"].astype(np.int64), kept["squares"], forest
+                below, known, digest, names = json.loads(file.metadata()["found"])
+                if below == threshold and digest == sha256(ids[: known * NAME]).hexdigest():
+                    trees = [Leaves(**load_file(self.folder / name)) for name in names]
+                    if (forest := Forest(file.get_tensor("centre"), file.get_tensor("directions"), trees)).count == known:
+                        return file.get_tensor("pairs").astype(np.int64), file.get_tensor("squares"), forest
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             pass
         return np.zeros((0, 2), np.int64), np.zeros(0), None
-
-
-def packed(forest: Forest) -> dict[str, np.ndarray]:
-    """Return a forest as arrays of distinct names."""
-    trees = {f"{number}.{name}": getattr(tree, name) for number, tree in enumerate(forest.trees) for name in Leaves.__annotations__}
-    return {"centre": forest.centre, "directions": np.ascontiguousarray(forest.directions), **trees}
-
-
-def unpacked(arrays: Mapping[str, np.ndarray]) -> Forest:
-    """Return the forest that was packed; without one of its arrays, a `KeyError`."""
-    number = sum(name.endswith(".rows") for name in arrays)
-    trees = [Leaves(**{name: arrays[f"{tree}.{name}"] for name in Leaves.__annotations__}) for tree in range(number)]
-    return Forest(arrays["centre"], arrays["directions"], trees)
 
 
 def thumbnails(pictures: Iterable[bytes], names: Iterable[str]) -> Iterator[np.ndarray]:
