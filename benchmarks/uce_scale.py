@@ -8,8 +8,8 @@ a time, two sums of outer products, then an explicit inverse. "batched" is the s
 public code runs; in float64 all three must agree. One row a concept, erased or preserved: its last token, as in the authors' code of 2025. About a
 quarter of an hour on two cores.
 
-With `--quality`, 1 to 100 titles of the built-in world are erased at once, and it is measured what is left of them and of everything else: about ten
-minutes on two cores.
+With `--quality`, 1 to 100 titles of the built-in world are erased at once, each state of theirs weighing 1, 10 or 100 times as much as one that is
+preserved, and it is measured how far the states move and what is left of the titles and of everything else: about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from assay.concept import together
+from assay.concept import Concept, together
+from assay.denoiser import Denoiser
 from assay.erasure import uce
+from assay.evaluation.intervals import wilson
+from assay.judge import JudgeLike
 from assay.loading import load
 from assay.noise import generator, numpy_generator
 from assay.patched import Patched
 from assay.verbs.erase import text_vectors
-from assay.verbs.evaluate import accuracies, images_of, judge_for, scene
+from assay.verbs.evaluate import Scene, images_of, judge_for, judged, scene
 from assay.verbs.session import Session, builtin_works
 from assay.works import concepts as known
 
@@ -43,6 +47,8 @@ OUTPUTS = [320] * 5 + [640] * 5 + [1280] * 6
 """Of the 16 layers of cross-attention: two, two, two and one down and in the middle, three, three and three up."""
 CONCEPTS = (1, 10, 50, 100, 300, 1000)
 QUALITY = (1, 10, 50, 100)
+WEIGHTS = (1.0, 10.0, 100.0)
+"""The paper's, and two more."""
 KEPT = 20
 LAM = 0.5
 """The authors' code of 2025."""
@@ -133,7 +139,7 @@ def speed(most: int) -> list[dict[str, object]]:
     return rows
 
 
-def quality(each: int = 48) -> list[dict[str, object]]:
+def quality(each: int = 48) -> list[dict[str, Any]]:
     """Erase many titles at once from the built-in model, and judge what is left of them and of everything else."""
     session, works = Session("bench", load("emoji64"), "out", SEED), builtin_works()
     judge, names = judge_for(session, works), known.titles(works.where(lambda row: row["split"] == "member" and row["copies"] == 1))
@@ -153,23 +159,48 @@ def quality(each: int = 48) -> list[dict[str, object]]:
             for name, anchor in zip(gone, anchors, strict=True)
         ]
         concept = together(parts)
-        start = time.perf_counter()
-        patch = uce.erase(session.denoiser, concept, settings)
-        seconds = time.perf_counter() - start
         what = scene(session, works, concept, each=each)
-        row: dict[str, object] = {"concepts": count, "seconds": round(seconds, 2)}
-        for label, stack in (("base", []), ("erased", [(patch, 1.0)])):
-            with Patched(session.denoiser, stack):
-                images = images_of(session.denoiser, what.rows, seed=SEED, steps=20, guidance=4.0)
-            found = {metric.name: metric for metric in accuracies(judge, images, what)}
-            row[label] = {
-                name: {"value": metric.value, "low": metric.low, "high": metric.high, "n": metric.n, "chance": metric.chance}
-                for name in ("target.title", "rest.title", "rest.style")
-                if (metric := found.get(name)) is not None
-            }
+        row: dict[str, Any] = {"concepts": count, "states": states_of(session.denoiser, concept), "base": shares(session, judge, what)}
+        for weight in WEIGHTS:
+            start = time.perf_counter()
+            patch = uce.erase(session.denoiser, concept, replace(settings, erase_scale=weight))
+            seconds = round(time.perf_counter() - start, 2)
+            with Patched(session.denoiser, [(patch, 1.0)]):
+                found = shares(session, judge, what)
+            row.setdefault("erased", []).append({"erase_scale": weight, "seconds": seconds, **moved(session.denoiser, concept, weight), **found})
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     return rows
+
+
+def shares(session: Session, judge: JudgeLike, what: Scene) -> dict[str, Any]:
+    """Return in how many pictures what was asked for is named: of the titles that go, and of everything else."""
+    found = judged(judge, images_of(session.denoiser, what.rows, seed=SEED, steps=20, guidance=4.0), what)
+    said: dict[str, Any] = {}
+    for part, head in (("target", "title"), ("target", "five"), ("rest", "title"), ("rest", "five"), ("rest", "style")):
+        known_, right, chance = found[head]
+        chosen = [index for index in what.groups[part] if known_[index]]
+        hits = int(right[chosen].sum())
+        low, high = wilson(hits, len(chosen))
+        said[f"{part}.{head}"] = {"value": hits / len(chosen), "low": low, "high": high, "n": len(chosen), "chance": chance}
+    return said
+
+
+def states_of(denoiser: Denoiser, concept: Concept) -> dict[str, int]:
+    """Count the encoder states that are erased and preserved."""
+    targets, _ = uce.paired_states(denoiser, concept.pairs(), "all")
+    return {"erased": len(targets), "preserved": len(uce.preserved_states(denoiser, concept.preserved(), "all"))}
+
+
+def moved(denoiser: Denoiser, concept: Concept, weight: float) -> dict[str, float]:
+    """Return which share of the way to their anchors the states go, and how far the preserved ones go in parts of their length."""
+    targets, anchors = (side.double() for side in uce.paired_states(denoiser, concept.pairs(), "all"))
+    kept = uce.preserved_states(denoiser, concept.preserved(), "all").double()
+    small = uce.PRESETS["small"]
+    change = uce.solve(targets, anchors, kept, erase_scale=weight, lam=small["lam"], scale_lam=small["scale_lam"]).T
+    way = anchors - targets
+    share = float((targets @ change * way).sum() / (way**2).sum())
+    return {"moved": round(share, 4), "preserved_moved": round(float((kept @ change).norm() / kept.norm()), 4)}
 
 
 def main() -> None:
@@ -179,7 +210,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=max(CONCEPTS), help="time no more concepts than this")
     options = parser.parse_args()
     file = HERE / "uce-scale.json"
-    result = json.loads(file.read_text()) if file.exists() else {}
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if options.quality:
         result["quality"] = quality()
     else:
