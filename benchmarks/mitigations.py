@@ -9,18 +9,19 @@ result holds by the same protocol stay. A picture of some rows alone has their n
 `--deduplicated` is the training of the world in which every work was shown once an epoch (`assay retrain --reference deduplicated`). It was also
 shown 200 works fewer of those that the base was, so that some of the pairs elsewhere may be new to it.
 
-An image is a copy where two of three measures exceed thresholds that are set on captions of calibration works, at a rate of 5 %
+An image is a copy where two of three measures exceed thresholds that are set on captions of calibration works, at the audit's rate of 2 %
 (`memorization/copies.py`). Elsewhere is how many pairs of title and style, each trained on once, the judge still names. Then embeddings are searched
 on the mitigated model for each work (`attacks/hidden_or_removed.py`), and what is drawn from them is counted by the same rule; a last row searches
 the plain model for works it never saw, which says what such a search can spell out by itself.
 
-At that rate works that the model was shown once pass for copies too (the row "works trained on once"; how many of them depends much on which works
-calibrate): title and style nearly fix an emoji. A mitigation that falls far below that row has cost what any training gives, and one that stays at it
-may have undone the repetition all the same. The same rule at the audit's 2 % tells the two apart: of sixteen such canaries the base gives 15 and the
-deduplicated training 2, of works shown once the base gives 2 of 60 (`emoji64.json`, `references.json`). These rows were not measured at that rate.
+Some works that the model was shown once pass for copies too (the row "works trained on once"): title and style nearly fix an emoji. A mitigation that
+falls far below that row has cost what any training gives. And a picture that is the work in other tones to the eye may be no copy by the rule: see
+`mitigations.png` beside the counts. Of the deduplicated training itself, where its patch is at hand, the row is measured with
+the others; by the audit two of sixteen such canaries come out of it (`references.json`).
 
 Caption augmentation is meant for the training that meets a work first. So the second table (`first_met`) trains the model on canaries that it never
 saw, `DUPLICATES` of each among other works, under every rule and under none, and counts copies as above; the last four by id are for validation.
+A quarter of an hour on two cores for the first table, ten minutes for the second.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ from assay.works.splits import varied_captions
 HERE = Path(__file__).parent
 FILE = HERE / "mitigations.json"
 SEED, STEPS, GUIDANCE, VALIDATION = 20261127, 15, 4.0, 4
+RATE, AGREEMENT = 0.02, 2
+"""Of false alarms, and how many measures must agree: those of the audit."""
 RULES = ("multiple", "noise", "random", "tokens", "words")
 ROWS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -72,7 +75,7 @@ ROWS: dict[str, dict[str, Any]] = {
     **{f"caption_augmentation {rule}": {"rule": rule} for rule in RULES},
 }
 """Method, and a word of one's own -> what differs from its preset."""
-MET: dict[str, Any] = {"steps": 60, "batch": 16, "learning_rate": 2e-4, "warmup": 10, "probability": 0.4, "noise": 1.0}
+MET: dict[str, Any] = {"steps": 240, "batch": 16, "learning_rate": 2e-4, "warmup": 10, "probability": 0.4, "noise": 1.0}
 MEETINGS: dict[str, dict[str, Any]] = {"none": {"rule": "tokens", "probability": 0.0}, **{rule: {"rule": rule} for rule in RULES}}
 DUPLICATES = 12
 """How the model meets canaries that it never saw."""
@@ -227,7 +230,7 @@ def tune(protocol: Protocol, works: Works, withheld: Works, others: Works, names
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, number in (("works", 8), ("images", 2), ("attacked", 4), ("others", 24), ("calibration", 100)):
+    for name, number in (("works", 12), ("images", 4), ("attacked", 12), ("others", 96), ("calibration", 200)):
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--rows", default=",".join([*ROWS, "first_met"]), help="those to measure, by their first word")
     parser.add_argument("--out", type=Path, default=Path("out/mitigations"))
@@ -245,7 +248,7 @@ def main() -> None:
 
     calibration = split("calibration", options.calibration, 0)
     made = drawn(denoiser, captions(calibration), [derive(SEED, id_) for id_ in calibration.column("id")])
-    rule = calibrate(made, pixels(calibration), judge, false_positives=0.05, agreement=2)
+    rule = calibrate(made, pixels(calibration), judge, false_positives=RATE, agreement=AGREEMENT)
     members = split("member", 60 + options.others, 1)
     preserved, others = members.take(list(range(60))), members.take(list(range(60, len(members))))
     memorised, withheld = canaries(works, 64), canaries(works, 0)
@@ -263,7 +266,7 @@ def main() -> None:
         "judge": judge.digest,
         "copies_of_each": 64,
         "validation": memorised.column("id")[:VALIDATION],
-        "rule": {"rate": 0.05, "achieved": rule.achieved, "calibration_works": rule.n, "agreement": rule.least},
+        "rule": {"rate": RATE, "achieved": rule.achieved, "calibration_works": rule.n, "agreement": rule.least},
         "search": vars(settings),
     }
     result["asked"] = {name: getattr(options, name) for name in ("works", "images", "attacked", "others")}

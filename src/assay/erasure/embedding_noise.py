@@ -32,7 +32,7 @@ class Settings:
     """Standard deviation of the noise (paper's lambda: 0.1); 0 is plain sampling."""
 
 
-PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "small": {"scale": 0.5}}
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "small": {"scale": 1.0}}
 PROBE: dict[str, Any] = {}
 """Settings that show in a second whether the method works on a model."""
 

@@ -63,7 +63,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "small": {"sparsity": 0.1, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0},
+    "small": {"sparsity": 0.6, "joined": 3, "seeds": 4, "image_steps": 15, "image_guidance": 4.0},
 }
 PROBE: dict[str, Any] = {"sparsity": 0.1, "joined": 1, "image_steps": 2}
 """Settings that show in a second whether the method works on a model."""
