@@ -16,8 +16,8 @@ the plain model for works it never saw, which says what such a search can spell 
 
 Some works that the model was shown once pass for copies too (the row "works trained on once"): title and style nearly fix an emoji. A mitigation that
 falls far below that row has cost what any training gives. And a picture that is the work in other tones to the eye may be no copy by the rule: see
-`mitigations.png` beside the counts. Of the deduplicated training itself, where its patch is at hand, the row is measured with
-the others; by the audit two of sixteen such canaries come out of it (`references.json`).
+`mitigations.png` beside the counts. Of the deduplicated training the row is measured where its patch is at hand;
+by the audit two of sixteen such canaries come out of it (`references.json`).
 
 Caption augmentation is meant for the training that meets a work first. So the second table (`first_met`) trains the model on canaries that it never
 saw, `DUPLICATES` of each among other works, under every rule and under none, and counts copies as above; the last four by id are for validation.
