@@ -212,7 +212,7 @@ class Index:
         write_atomically(self.folder / "pairs.safetensors", save({"pairs": pairs.astype(np.int32), "squares": squares, **arrays}, {"found": found}))
         for file in self.folder.glob("tree-*.safetensors"):
             if file.name not in names:
-                file.unlink()
+                file.unlink(missing_ok=True)
 
     def kept(self, threshold: float, ids: bytes) -> tuple[np.ndarray, np.ndarray, Forest | None]:
         """Return the pairs that are known and the first works that they are among; none if they were found otherwise or cannot be read."""
