@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import assay
 from assay.benches.erasure import Results, Settings, Subject
@@ -19,9 +20,11 @@ from assay.errors import Misconfigured, Mismatch, Missing
 from assay.evaluation.centroid import CentroidJudge
 from assay.judge import Verdict
 from assay.memorization.copies import copied
+from assay.noise import numpy_generator
 from assay.patch import Patch
 from assay.record import Dossier, Record
 from assay.testing import tiny, tiny_works
+from assay.verbs.bench_pages import laid_out, tiles_of
 from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_scenes import pictures
 from assay.verbs.erasures import Bench, counted
@@ -190,10 +193,30 @@ def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tm
     assert after.of("circle")["rece"].kid.keys() == {"base.judge", "base.fixed"}
     assert after.planned == before.planned  # also the models, whose patches were not given now
     assert [about.scale for about in after.concepts] == [about.scale for about in before.concepts]
-    assert (found.out / "erasure.png").read_bytes() == (stored / "erasure.png").read_bytes()  # ten cells in it, four in the folder
+    old, new = (tiles_of(place / "erasure.png") for place in (stored, found.out))
+    assert set(new) == {(cell.concept, cell.row) for cell in after.cells}  # of twelve cells four are in the folder
+    for place, tile in old.items():
+        assert np.abs(np.asarray(tile, float) - np.asarray(new[place], float)).mean() < 12  # of 255, of noise in few colours
     shutil.copy(found.out / "erasure.json", stored)
     ask(works, tmp_path / "third", **given)
     assert not list((tmp_path / "third-kept").rglob("cell.json"))
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "a name of two lines or of three that is long", "three")])
+def test_tiles_come_out_of_the_page_that_they_were_laid_out_in(tmp_path, names):
+    """Expected: those that went in, of one colour each, by concept and row; none of a page made smaller, of another picture, or of no file."""
+    draw = numpy_generator(0, "tiles")
+    tiles = {(name, row): Image.new("RGB", (8, 16), tuple(draw.integers(0, 250, 3).tolist())) for name in names for row in ("base", "uce")}
+    tiles.pop((names[-1], "uce"))
+    path = tmp_path / "page.png"
+    path.write_bytes(laid_out(tiles, [*names, "absent"], ["again", "uce", "base"], 10**6))
+    found = tiles_of(path)
+    assert {place: tile.getcolors() for place, tile in found.items()} == {place: tile.getcolors() for place, tile in tiles.items()}
+    assert not tiles_of(tmp_path / "none.png")
+    path.write_bytes(laid_out({place: Image.effect_noise((64, 64), 90).convert("RGB") for place in tiles}, names, ["uce", "base"], 2000))
+    assert not tiles_of(path)
+    tiles[names[0], "base"].save(path)
+    assert not tiles_of(path)
 
 
 def test_a_floor_measured_later_serves_distances_to_a_reference_that_is_gone(whole, works, tmp_path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from assay.record import Picture, write_atomically
 
@@ -104,12 +105,14 @@ def captioned(image: Image.Image, text: str, width: int, frame: tuple[int, int, 
     return tile
 
 
-def small_png(image: Image.Image, most: int = 200_000) -> bytes:
-    """Return a picture as a PNG of at most `most` bytes: in fewer and fewer colours, and then smaller."""
-    colours = 256
+def small_png(image: Image.Image, most: int = 200_000, texts: Mapping[str, str] = {}) -> bytes:
+    """Return a picture as a PNG of at most `most` bytes: in fewer and fewer colours, and then smaller; `texts` go into it by name."""
+    colours, told = 256, PngInfo()
+    for name, text in texts.items():
+        told.add_itxt(name, text)
     while True:
         buffer = io.BytesIO()
-        image.quantize(colours).save(buffer, "PNG", optimize=True)
+        image.quantize(colours).save(buffer, "PNG", optimize=True, pnginfo=told)
         if buffer.tell() <= most:
             return buffer.getvalue()
         if colours > 32:

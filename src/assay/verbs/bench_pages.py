@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from PIL import Image
 from pydantic import ValidationError
 
 from assay.benches.erasure import BASE, Subject
@@ -19,12 +20,16 @@ from assay.errors import BadInput, Misconfigured, Missing
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.record import Dossier, Entry, Part, Picture, Record, digest_of, sha256_file, write_atomically
+from assay.reports.pictures import grid, small_png
 from assay.reports.render import write_report
 from assay.verbs.session import Session, peak_memory, works_for
 from assay.works import Works
 from assay.works import concepts as known
 
 Stored = TypeVar("Stored", bound=Part)
+
+GAP = 4
+"""Pixels between the tiles of a page."""
 
 
 def works_of(session: Session, works: str | Path | Works | None) -> Works:
@@ -145,6 +150,38 @@ def take(bench: Any, file: Path, kind: type[Part], called: str) -> None:
         bench.take(read(file, kind, called))
         if bench.before:
             bench.session.display.say(f"{len(bench.before)} cells are those of {file}")
+
+
+def laid_out(tiles: Mapping[tuple[str, str], Image.Image], names: Sequence[str], rows: Sequence[str], most: int) -> bytes:
+    """Lay out tiles of one size as a PNG, a concept in each line and a row of the bench in each column; `tiles_of` takes them out again.
+
+    Args:
+        tiles: (concept, row) -> picture.
+        names: concepts in order; those without a tile are left out.
+        rows: rows in order, likewise.
+        most: bytes that it may have.
+    """
+    names, rows = ([one for one in listed if any(one == key[axis] for key in tiles)] for axis, listed in enumerate((names, rows)))
+    heads = [row.replace("_", " ") for row in rows]
+    page = grid([[tiles.get((name, row)) for row in rows] for name in names], names, heads, scale=1, gap=GAP, label_size=11)
+    tile = next(iter(tiles.values())).size
+    told = {"names": names, "rows": rows, "page": page.size, "tile": tile, "there": [key for key in tiles if key[0] in names and key[1] in rows]}
+    return small_png(page, most, {"tiles": json.dumps(told)})
+
+
+def tiles_of(page: Path) -> dict[tuple[str, str], Image.Image]:
+    """Take the tiles out of a page that was laid out here; none where there is no page, it does not say where they are, or it was made smaller."""
+    if not page.exists():
+        return {}
+    with Image.open(page) as image:
+        told = json.loads(image.info.get("tiles", "{}"))
+        found = image.convert("RGB")
+    if not told or list(found.size) != told["page"]:
+        return {}
+    (width, height), names, rows = told["tile"], told["names"], told["rows"]
+    left, top = found.width - len(rows) * (width + GAP), found.height - len(names) * (height + GAP)
+    corners = {(name, row): (left + rows.index(row) * (width + GAP), top + names.index(name) * (height + GAP)) for name, row in told["there"]}
+    return {place: found.crop((x, y, x + width, y + height)) for place, (x, y) in corners.items()}
 
 
 def keep_page(bench: Any, draw: Callable[[], bytes], stored: Path, target: Path) -> bool:

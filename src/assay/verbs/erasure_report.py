@@ -14,7 +14,7 @@ from assay.concept import Kind
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.record import Picture, Record, digest_of, sha256_file, write_atomically
-from assay.reports.pictures import save_picture, small_png
+from assay.reports.pictures import save_picture
 from assay.verbs import bench_pages as pages
 from assay.verbs.bench_rows import known_rows
 from assay.verbs.erasures import Bench
@@ -85,7 +85,11 @@ def measured(
     OutFolder.check(out, plan)
     bench.measure(cells, limit)
     folder, found = OutFolder(out, plan), bench.results()
-    pages.keep_page(bench, lambda: small_png(bench.page(found), LARGEST), file.with_suffix(".png"), folder / f"{NAME}.png")
+    there = {(cell.concept, cell.row) for cell in found.cells}
+    before = {place: tile for place, tile in pages.tiles_of(file.with_suffix(".png")).items() if place in there}
+    if tiles := before | bench.tiles(found):
+        page = pages.laid_out(tiles, [about.name for about in found.concepts], list(dict.fromkeys(row for _, row in found.planned)), LARGEST)
+        write_atomically(folder / f"{NAME}.png", page)
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
 
     def pictured(about: About, where: Path) -> list[Picture]:

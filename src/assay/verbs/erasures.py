@@ -319,19 +319,11 @@ class Bench:
         kept = {row: kept_tensors(self.folder_of(name, row) / "features.safetensors") for row, cell in cells.items() if not cell.failed}
         return {row: {space: found.double().numpy() for space, found in tensors.items()} for row, tensors in kept.items() if tensors is not None}
 
-    def page(self, results: Results) -> Image.Image:
-        """Lay out one picture of the target above one of everything else, for every concept and row that was measured in this folder."""
-        there = {(cell.concept, cell.row) for cell in results.cells if (self.folder_of(cell.concept, cell.row) / "cell.json").exists()}
-        rows = list(dict.fromkeys(row for concept, row in results.planned if (concept, row) in there))
-        names = [about.name for about in results.concepts if any(concept == about.name for concept, _ in there)]
-        table: list[list[Image.Image | None]] = []
-        for name in names:
-            line: list[Image.Image | None] = []
-            for row in rows:
-                kept = self.shown(name, row) if (name, row) in there else []
-                line.append(grid([[kept[0]], [kept[-1]]], scale=1, gap=0) if kept else None)
-            table.append(line)
-        return grid(table, names, [row.replace("_", " ") for row in rows], scale=1, gap=4, label_size=11)
+    def tiles(self, results: Results) -> dict[tuple[str, str], Image.Image]:
+        """Return one picture of the target above one of everything else of every concept and row that was measured in this folder."""
+        there = [(cell.concept, cell.row) for cell in results.cells if (self.folder_of(cell.concept, cell.row) / "cell.json").exists()]
+        kept = {place: self.shown(*place) for place in there}
+        return {place: grid([[pictures[0]], [pictures[-1]]], scale=1, gap=0) for place, pictures in kept.items() if pictures}
 
     def chapter_picture(self, name: str, cells: Mapping[str, Cell]) -> Image.Image | None:
         """Lay out the pictures kept of a concept, a row of the bench in each line."""
