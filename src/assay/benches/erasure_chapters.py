@@ -40,7 +40,8 @@ SHOWS_NOT = [
     "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images. That a bar is met for certain "
     "such numbers can hardly show: an eraser that draws everything else as the base does has an interval of 15 points.",
     "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
-    "A canary's copies are told by a threshold that flags 2 % of works never trained on; a faint copy may be missed.",
+    "A canary's copies are told by thresholds that flag 2 % of works never trained on: what is plainly the work, in other tones or less sharp, is "
+    "often no copy by them. That a canary counts as gone does not show that it is: look at its pictures.",
     "The reference for families, weapons and canaries is one model that saw none of them.",
 ]
 
