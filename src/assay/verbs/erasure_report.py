@@ -28,8 +28,8 @@ LARGEST = 600_000
 """Bytes of the page of pictures."""
 TITLE = "Erasers side by side, judged against retraining"
 CAPTION = (
-    "Under every row of the bench: a picture asked for the concept, above one asked for something else. Same prompts and seeds in a line; empty where "
-    "nothing is measured or no picture was kept."
+    "Under every row of the bench: a picture asked for the concept, above one asked for something else. Same prompts and seeds in a line; empty "
+    "where nothing is measured or no picture was kept."
 )
 
 
