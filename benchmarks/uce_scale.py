@@ -27,8 +27,7 @@ from typing import Any
 
 import torch
 
-from assay.concept import Concept, together
-from assay.denoiser import Denoiser
+from assay.concept import together
 from assay.erasure import uce
 from assay.evaluation.intervals import wilson
 from assay.judge import JudgeLike
@@ -36,7 +35,8 @@ from assay.loading import load
 from assay.noise import generator, numpy_generator
 from assay.patched import Patched
 from assay.verbs.erase import text_vectors
-from assay.verbs.evaluate import Scene, images_of, judge_for, judged, scene
+from assay.verbs.erasures import counted
+from assay.verbs.evaluate import Scene, images_of, judge_for, scene
 from assay.verbs.session import Session, builtin_works
 from assay.works import concepts as known
 
@@ -160,14 +160,17 @@ def quality(each: int = 48) -> list[dict[str, Any]]:
         ]
         concept = together(parts)
         what = scene(session, works, concept, each=each)
-        row: dict[str, Any] = {"concepts": count, "states": states_of(session.denoiser, concept), "base": shares(session, judge, what)}
+        targets, anchors = (side.double() for side in uce.paired_states(session.denoiser, concept.pairs(), settings.tokens))
+        preserved = uce.preserved_states(session.denoiser, concept.preserved(), settings.tokens).double()
+        states = {"erased": len(targets), "preserved": len(preserved)}
+        row: dict[str, Any] = {"concepts": count, "states": states, "base": shares(session, judge, what)}
         for weight in WEIGHTS:
             start = time.perf_counter()
             patch = uce.erase(session.denoiser, concept, replace(settings, erase_scale=weight))
             seconds = round(time.perf_counter() - start, 2)
             with Patched(session.denoiser, [(patch, 1.0)]):
                 found = shares(session, judge, what)
-            row.setdefault("erased", []).append({"erase_scale": weight, "seconds": seconds, **moved(session.denoiser, concept, weight), **found})
+            row.setdefault("erased", []).append({"erase_scale": weight, "seconds": seconds, **moved(targets, anchors, preserved, weight), **found})
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     return rows
@@ -175,32 +178,20 @@ def quality(each: int = 48) -> list[dict[str, Any]]:
 
 def shares(session: Session, judge: JudgeLike, what: Scene) -> dict[str, Any]:
     """Return in how many pictures what was asked for is named: of the titles that go, and of everything else."""
-    found = judged(judge, images_of(session.denoiser, what.rows, seed=SEED, steps=20, guidance=4.0), what)
-    said: dict[str, Any] = {}
-    for part, head in (("target", "title"), ("target", "five"), ("rest", "title"), ("rest", "five"), ("rest", "style")):
-        known_, right, chance = found[head]
-        chosen = [index for index in what.groups[part] if known_[index]]
-        hits = int(right[chosen].sum())
-        low, high = wilson(hits, len(chosen))
-        said[f"{part}.{head}"] = {"value": hits / len(chosen), "low": low, "high": high, "n": len(chosen), "chance": chance}
+    found, said = counted(judge, images_of(session.denoiser, what.rows, seed=SEED, steps=20, guidance=4.0), what), {}
+    for name in ("target.title", "target.five", "rest.title", "rest.five", "rest.style"):
+        low, high = wilson(found[name].hits, found[name].n)
+        said[name] = {"value": found[name].value, "low": low, "high": high, "n": found[name].n, "chance": found[name].chance}
     return said
 
 
-def states_of(denoiser: Denoiser, concept: Concept) -> dict[str, int]:
-    """Count the encoder states that are erased and preserved."""
-    targets, _ = uce.paired_states(denoiser, concept.pairs(), "all")
-    return {"erased": len(targets), "preserved": len(uce.preserved_states(denoiser, concept.preserved(), "all"))}
-
-
-def moved(denoiser: Denoiser, concept: Concept, weight: float) -> dict[str, float]:
+def moved(targets: torch.Tensor, anchors: torch.Tensor, preserved: torch.Tensor, weight: float) -> dict[str, float]:
     """Return which share of the way to their anchors the states go, and how far the preserved ones go in parts of their length."""
-    targets, anchors = (side.double() for side in uce.paired_states(denoiser, concept.pairs(), "all"))
-    kept = uce.preserved_states(denoiser, concept.preserved(), "all").double()
     small = uce.PRESETS["small"]
-    change = uce.solve(targets, anchors, kept, erase_scale=weight, lam=small["lam"], scale_lam=small["scale_lam"]).T
+    change = uce.solve(targets, anchors, preserved, erase_scale=weight, lam=small["lam"], scale_lam=small["scale_lam"]).T
     way = anchors - targets
     share = float((targets @ change * way).sum() / (way**2).sum())
-    return {"moved": round(share, 4), "preserved_moved": round(float((kept @ change).norm() / kept.norm()), 4)}
+    return {"moved": round(share, 4), "preserved_moved": round(float((preserved @ change).norm() / preserved.norm()), 4)}
 
 
 def main() -> None:

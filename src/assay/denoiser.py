@@ -353,7 +353,7 @@ def ddim_of(scheduler: Any, name: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made: Any = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
-    except NotImplementedError as error:  # what DDIM says of a schedule that it does not know
+    except NotImplementedError as error:  # DDIM raises it where it does not know the name of a schedule; told as every such refusal
         raise unlike from error
     end = -1 if config.get("rescale_betas_zero_snr") else None  # some keep the last alpha-bar above 0
     if not torch.allclose(made.alphas_cumprod[:end], scheduler.alphas_cumprod[:end].cpu()):
