@@ -14,7 +14,6 @@ from assay.benches.erasure import COMBINATIONS, Share
 from assay.evaluation.concealment import difference
 from assay.evaluation.intervals import wilson
 from assay.training.world import REFERENCES
-from assay.verbs.attacks import clearest
 from assay.verbs.methods import table
 
 ATTACKS = ["random_prompts", "unlearn_diff_atk", "latent_inversion"]
@@ -252,12 +251,6 @@ def test_the_plan_is_two_styles_and_two_families_with_a_reference_each():
     assert {subject.reference for subject in SUBJECTS} <= set(REFERENCES)
     assert MODELS == ("base", "reference")
     assert Settings().budget == 60
-
-
-def test_the_page_shows_the_concept_of_which_most_is_measured():
-    assert clearest(results([])) is None
-    one = [cell("uce", "random_prompts", 1, concept="clocks"), Cell(concept="cats", row="uce", attack="random_prompts", failed="No.")]
-    assert clearest(results(one, ("cats", "clocks"))) == "clocks"
 
 
 def test_what_is_stored_can_be_read_and_says_how_much_it_is():

@@ -26,6 +26,7 @@ from assay.record import Dossier, Record, kept_tensors
 from assay.testing import tiny, tiny_works
 from assay.verbs.attack import judged_seed, judged_seeds, numbered
 from assay.verbs.attacks import Bench
+from assay.verbs.bench_pages import tiles_of
 from assay.verbs.session import Session
 
 SMALL = {"each": 3, "image_steps": 2, "budget": 30.0}
@@ -93,6 +94,8 @@ def test_every_cell_is_measured_judged_and_reported(whole):
     assert record.metric("uce.random_prompts.total").n == cells["uce"].shares["total"].n
     assert (outcome.out / "concept-1" / record.pictures[0].file).exists()
     assert [picture.file for picture in outcome.record.pictures] == ["attacks.png"]
+    assert results.shown == "circle"  # of all concepts the one with pictures
+    assert len(tiles_of(outcome.out / "attacks.png", "circle")) == 5
     assert "5 of 171 cells" in (outcome.out / "report.html").read_text()
 
 
@@ -179,7 +182,7 @@ def test_an_eraser_that_fails_is_said_in_each_of_its_cells(works, tmp_path, monk
     assert failed["uce+rece"] == failed["uce"]
     assert failed["negative_prompt"] == ""
     assert len(tried) == 1
-    assert bench.page(results, "solid").width > 64
+    assert set(bench.tiles(results, "solid")) == {("negative_prompt", "seed_search")}
 
 
 def test_an_attack_that_cannot_be_made_is_a_cell_with_its_reason(works, tmp_path, monkeypatch):
@@ -243,7 +246,9 @@ def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tm
     found = ask(works, tmp_path / "out", results=stored)
     assert not list((tmp_path / "out-kept").rglob("cell.json"))
     assert of(found).cells == of(outcome).cells
-    assert (found.out / "attacks.png").read_bytes() == (stored / "attacks.png").read_bytes()
+    old, new = (tiles_of(place / "attacks.png", of(outcome).shown) for place in (stored, found.out))
+    assert set(old) == set(new) == {(cell.row, cell.attack) for cell in of(outcome).cells if cell.concept == of(found).shown}
+    assert not tiles_of(stored / "attacks.png", "another")
     more = {"results": stored, "dry_run": True}
     assert ask(works, tmp_path / "a", **more).extra["lines"][0].startswith("0 of 4 cells are left")
     assert ask(works, tmp_path / "b", **more, seed=1).extra["lines"][0].startswith("4 of 4 cells are left")

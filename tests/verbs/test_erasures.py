@@ -24,7 +24,7 @@ from assay.noise import numpy_generator
 from assay.patch import Patch
 from assay.record import Dossier, Record
 from assay.testing import tiny, tiny_works
-from assay.verbs.bench_pages import laid_out, tiles_of
+from assay.verbs.bench_pages import keep_page, tiles_of
 from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_scenes import pictures
 from assay.verbs.erasures import Bench, counted
@@ -204,16 +204,20 @@ def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tm
 
 @pytest.mark.parametrize("names", [("one",), ("one", "a name of two lines or of three that is long", "three")])
 def test_tiles_come_out_of_the_page_that_they_were_laid_out_in(tmp_path, names):
-    """Expected: those that went in, of one colour each, by concept and row; none of a page made smaller, of another picture, or of no file."""
+    """Expected: those that went in, of one colour each, by concept and row; none of a page of something else or made smaller, of another picture,
+    or of no file; no page of none."""
     draw = numpy_generator(0, "tiles")
     tiles = {(name, row): Image.new("RGB", (8, 16), tuple(draw.integers(0, 250, 3).tolist())) for name in names for row in ("base", "uce")}
     tiles.pop((names[-1], "uce"))
     path = tmp_path / "page.png"
-    path.write_bytes(laid_out(tiles, [*names, "absent"], ["again", "uce", "base"], 10**6))
-    found = tiles_of(path)
+    keep_page({}, names, ["base"], path, 10**6)
+    assert not path.exists()
+    keep_page(tiles, [*names, "absent"], ["again", "uce", "base"], path, 10**6, "cats")
+    found = tiles_of(path, "cats")
     assert {place: tile.getcolors() for place, tile in found.items()} == {place: tile.getcolors() for place, tile in tiles.items()}
+    assert not tiles_of(path, "clocks")
     assert not tiles_of(tmp_path / "none.png")
-    path.write_bytes(laid_out({place: Image.effect_noise((64, 64), 90).convert("RGB") for place in tiles}, names, ["uce", "base"], 2000))
+    keep_page({place: Image.effect_noise((64, 64), 90).convert("RGB") for place in tiles}, names, ["uce", "base"], path, 2000)
     assert not tiles_of(path)
     tiles[names[0], "base"].save(path)
     assert not tiles_of(path)

@@ -99,7 +99,7 @@ class Results(Part):
     settings: dict[str, object]
     """What every cell has in common."""
     shown: str = ""
-    """The concept on the page of pictures, which may be older than the cells."""
+    """The concept on the page of pictures; empty where there is no page."""
     attacks: list[str]
     """Every attack, the cheapest first."""
     concepts: list[About]

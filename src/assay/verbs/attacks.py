@@ -33,7 +33,7 @@ from assay.judge import JudgeLike
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import digest_of, write_atomically
-from assay.reports.pictures import grid, save_picture
+from assay.reports.pictures import save_picture
 from assay.verbs.attack import Ground, choose, drawn, judged_seed, judged_seeds, kept, repeated, search, target_for
 from assay.verbs.attacked import attempted, counted, signs, tile
 from assay.verbs.bench_pages import slug
@@ -343,23 +343,12 @@ class Bench:
             model=model, digests=self.digests, seed=self.session.seed, settings=settings, attacks=self.attacks, concepts=concepts, cells=cells
         )
 
-    def page(self, results: Results, name: str) -> Image.Image:
-        """Lay out the picture that each attack brought back, with what the model was told: a row of the bench in each line."""
-        cells = results.of(name)
-        attacks = [attack for attack in results.attacks if any(attack in attacked for attacked in cells.values())]
-        table = [[self._tile(attacked.get(attack)) for attack in attacks] for attacked in cells.values()]
-        return grid(table, [row.replace("_", " ") for row in cells], [attack.replace("_", " ") for attack in attacks], scale=1, gap=3, label_size=11)
-
-    def _tile(self, cell: Cell | None) -> Image.Image | None:
-        file = None if cell is None else self.folder_of(cell.concept, cell.row, cell.attack) / "shown.png"
-        if cell is None or file is None or not file.exists():
-            return None
-        with Image.open(file) as picture:
-            return tile(picture, cell.prompt, cell.back)
-
-
-def clearest(results: Results) -> str | None:
-    """Return the concept of which most is measured, the first of several; None where nothing is."""
-    measured = {about.name: sum(cell.concept == about.name and not cell.failed for cell in results.cells) for about in results.concepts}
-    best = max(measured, key=lambda name: measured[name], default=None)
-    return best if best is not None and measured[best] else None
+    def tiles(self, results: Results, name: str) -> dict[tuple[str, str], Image.Image]:
+        """Return, of every cell of a concept in this folder, the picture that the attack brought back, with what the model was told."""
+        found: dict[tuple[str, str], Image.Image] = {}
+        for cell in (cell for attacked in results.of(name).values() for cell in attacked.values()):
+            file = self.folder_of(name, cell.row, cell.attack) / "shown.png"
+            if file.exists():
+                with Image.open(file) as picture:
+                    found[cell.row, cell.attack] = tile(picture, cell.prompt, cell.back)
+        return found

@@ -16,9 +16,9 @@ from assay.errors import Missing
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
 from assay.record import Picture, Record, sha256_file, write_atomically
-from assay.reports.pictures import save_picture, small_png
+from assay.reports.pictures import save_picture
 from assay.verbs import bench_pages as pages
-from assay.verbs.attacks import Bench, clearest
+from assay.verbs.attacks import Bench
 from assay.verbs.bench_rows import known_rows
 from assay.verbs.erasure_report import NAME as ERASURE
 from assay.verbs.evaluate import judge_for
@@ -91,14 +91,21 @@ def measured(
     OutFolder.check(out, plan)
     bench.measure(cells, limit)
     folder, found = OutFolder(out, plan), bench.results()
-    if (name := clearest(found)) is not None:
-        drawn = pages.keep_page(bench, lambda: small_png(bench.page(found, name), LARGEST), stored_in / f"{NAME}.png", folder / f"{NAME}.png")
-        before = None if drawn else pages.read(stored_in / f"{NAME}.json", Results, "the bench of attacks")
-        found = found.model_copy(update={"shown": name if before is None else before.shown or clearest(before) or ""})
+    page = stored_in / f"{NAME}.png"
+
+    def tiles_of(name: str) -> pages.Tiles:
+        before = {place: tile for place, tile in pages.tiles_of(page, name).items() if (name, *place) in bench.before}
+        return before | bench.tiles(found, name)
+
+    tiles = {about.name: tiles_of(about.name) for about in found.concepts}
+    name = max(tiles, key=lambda name: len(tiles[name]))
+    found = found.model_copy(update={"shown": name if tiles[name] else ""})
+    pages.keep_page(tiles[name], list(found.of(name)), found.attacks, folder / page.name, LARGEST, name)
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
 
     def pictured(about: About, where: Path) -> list[Picture]:
-        return [save_picture(bench.page(found, about.name), where, "pictures.png", f"`{about.name}` {CAPTION}")]
+        image = pages.sheet(tiles[about.name], list(found.of(about.name)), found.attacks)
+        return [save_picture(image, where, "pictures.png", f"`{about.name}` {CAPTION}")] if tiles[about.name] else []
 
     options = {
         "results": stored_in,
@@ -179,6 +186,6 @@ def write(
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == results.planned
-    caption = f"`{results.shown or clearest(results)}`, of which most was measured, {CAPTION}"
+    caption = f"`{results.shown}`, of which most pictures are at hand, {CAPTION}"
     whole = verdict(results, beside)
     return pages.write(folder, NAME, TITLE, caption, whole, chapters, again, started, complete=complete)

@@ -152,49 +152,52 @@ def take(bench: Any, file: Path, kind: type[Part], called: str) -> None:
             bench.session.display.say(f"{len(bench.before)} cells are those of {file}")
 
 
-def laid_out(tiles: Mapping[tuple[str, str], Image.Image], names: Sequence[str], rows: Sequence[str], most: int) -> bytes:
-    """Lay out tiles of one size as a PNG, a concept in each line and a row of the bench in each column; `tiles_of` takes them out again.
+Tiles = Mapping[tuple[str, str], Image.Image]
+"""(line, column) -> picture, all of one size."""
+
+
+def sheet(tiles: Tiles, lines: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """Lay out tiles with the names of those lines and columns."""
+    left, top = ([name.replace("_", " ") for name in names] for names in (lines, columns))
+    return grid([[tiles.get((line, column)) for column in columns] for line in lines], left, top, scale=1, gap=GAP, label_size=11)
+
+
+def keep_page(tiles: Tiles, lines: Sequence[str], columns: Sequence[str], target: Path, most: int, of: str = "") -> None:
+    """Write a page of tiles that says where they are, so that `tiles_of` takes them out again where the folder that they were drawn in is gone.
 
     Args:
-        tiles: (concept, row) -> picture.
-        names: concepts in order; those without a tile are left out.
-        rows: rows in order, likewise.
+        tiles: nothing is written of none.
+        lines: in order; those without a tile are left out.
+        columns: likewise.
+        target: the PNG.
         most: bytes that it may have.
+        of: what all tiles are of.
     """
-    names, rows = ([one for one in listed if any(one == key[axis] for key in tiles)] for axis, listed in enumerate((names, rows)))
-    heads = [row.replace("_", " ") for row in rows]
-    page = grid([[tiles.get((name, row)) for row in rows] for name in names], names, heads, scale=1, gap=GAP, label_size=11)
-    tile = next(iter(tiles.values())).size
-    told = {"names": names, "rows": rows, "page": page.size, "tile": tile, "there": [key for key in tiles if key[0] in names and key[1] in rows]}
-    return small_png(page, most, {"tiles": json.dumps(told)})
+    if not tiles:
+        return
+    lines, columns = ([name for name in names if any(key[axis] == name for key in tiles)] for axis, names in enumerate((lines, columns)))
+    page = sheet(tiles, lines, columns)
+    there = [(line, column) for line in lines for column in columns if (line, column) in tiles]
+    told = {"of": of, "page": page.size, "tile": tiles[there[0]].size, "lines": lines, "columns": columns, "there": there}
+    write_atomically(target, small_png(page, most, {"tiles": json.dumps(told)}))
 
 
-def tiles_of(page: Path) -> dict[tuple[str, str], Image.Image]:
-    """Take the tiles out of a page that was laid out here; none where there is no page, it does not say where they are, or it was made smaller."""
+def tiles_of(page: Path, of: str = "") -> dict[tuple[str, str], Image.Image]:
+    """Take the tiles out of a page; none where there is no page, it is of something else, does not say where they are, or was made smaller."""
     if not page.exists():
         return {}
     with Image.open(page) as image:
         told = json.loads(image.info.get("tiles", "{}"))
         found = image.convert("RGB")
-    if not told or list(found.size) != told["page"]:
+    if not told or told.get("of") != of or list(found.size) != told["page"]:
         return {}
-    (width, height), names, rows = told["tile"], told["names"], told["rows"]
-    left, top = found.width - len(rows) * (width + GAP), found.height - len(names) * (height + GAP)
-    corners = {(name, row): (left + rows.index(row) * (width + GAP), top + names.index(name) * (height + GAP)) for name, row in told["there"]}
-    return {place: found.crop((x, y, x + width, y + height)) for place, (x, y) in corners.items()}
-
-
-def keep_page(bench: Any, draw: Callable[[], bytes], stored: Path, target: Path) -> bool:
-    """Write the page of pictures: drawn from the cells of this folder, or the stored one where that shows more cells; only folders hold pictures.
-
-    Returns:
-        Whether it was drawn now.
-    """
-    made = sum(1 for _ in bench.kept.rglob("cell.json"))
-    anew = bool(made) and not (stored.exists() and len(bench.before) > made)
-    if anew or stored.exists():
-        write_atomically(target, draw() if anew else stored.read_bytes())
-    return anew
+    (width, height), lines, columns = told["tile"], told["lines"], told["columns"]
+    left, top = found.width - len(columns) * (width + GAP), found.height - len(lines) * (height + GAP)
+    tiles: dict[tuple[str, str], Image.Image] = {}
+    for line, column in told["there"]:
+        x, y = left + columns.index(column) * (width + GAP), top + lines.index(line) * (height + GAP)
+        tiles[line, column] = found.crop((x, y, x + width, y + height))
+    return tiles
 
 
 def write(

@@ -88,11 +88,9 @@ def measured(
     OutFolder.check(out, plan)
     bench.measure(cells, limit)
     folder, found = OutFolder(out, plan), bench.results()
-    there = {(cell.concept, cell.row) for cell in found.cells}
-    before = {place: tile for place, tile in pages.tiles_of(file.with_suffix(".png")).items() if place in there}
-    if tiles := before | bench.tiles(found):
-        page = pages.laid_out(tiles, [about.name for about in found.concepts], list(dict.fromkeys(row for _, row in found.planned)), LARGEST)
-        write_atomically(folder / f"{NAME}.png", page)
+    before = {place: tile for place, tile in pages.tiles_of(file.with_suffix(".png")).items() if place in bench.before}
+    names, columns = [about.name for about in found.concepts], list(dict.fromkeys(row for _, row in found.planned))
+    pages.keep_page(before | bench.tiles(found), names, columns, folder / f"{NAME}.png", LARGEST)
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
 
     def pictured(about: About, where: Path) -> list[Picture]:
