@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -350,9 +349,7 @@ def ddim_of(scheduler: Any, name: str) -> Any:
     if not isinstance(scheduler, DDIMScheduler) and config.get("timestep_spacing") == "linspace":
         config["timestep_spacing"] = "leading"  # DDIM takes steps of one whole length
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made: Any = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+        made: Any = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
     except NotImplementedError as error:  # DDIM raises it where it does not know the name of a schedule; told as every such refusal
         raise unlike from error
     end = -1 if config.get("rescale_betas_zero_snr") else None  # some keep the last alpha-bar above 0
