@@ -336,9 +336,13 @@ def test_what_ran_out_of_memory_is_tried_again(works, tmp_path, monkeypatch):
     assert not bench.results().of("solid")["uce"].failed
 
 
-def test_erasers_are_measured_together(works, tmp_path):
-    """A row of two has both patches on: UCE of a style and a negative prompt, each as alone; what it cost is what both cost."""
+def test_erasers_are_measured_together(works, tmp_path, monkeypatch):
+    """A row of two has both patches on: UCE of a style and a negative prompt, each as alone and made once; what it cost is what both cost."""
+    begun, erase = [], uce.erase
+    monkeypatch.setattr(uce, "erase", lambda *args, **more: begun.append("uce") or erase(*args, **more))
     outcome = ask(works, tmp_path / "out", concept=["circle"], methods="uce,negative_prompt,uce+negative_prompt")
+    assert begun == ["uce"]
+    assert not list((tmp_path / "out-kept").rglob("patch.safetensors"))
     rows = of(outcome).of("circle")
     alone, both = [rows["uce"], rows["negative_prompt"]], rows["uce+negative_prompt"]
     assert not both.failed

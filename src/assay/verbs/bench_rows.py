@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -151,28 +150,15 @@ class Rows:
         write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
         return made, cost
 
-    def stacked(self, row: str, concept: Concept, folder: Path) -> tuple[list[Patch], dict[str, Any]]:
-        """Make the patches of a row, each in a folder of its own where it has several, and return them with what they cost together."""
-        made = {part: self.made(part, concept, self._place(row, part, folder)) for part in self.parts(row)}
+    def stacked(self, concept: Concept, places: Mapping[str, Path]) -> tuple[list[Patch], dict[str, Any]]:
+        """Make the patches of a row's erasers, each in its place, and return them with what they cost together."""
+        made = {part: self.made(part, concept, place) for part, place in places.items()}
         costs = [cost for _, cost in made.values()]
         peaks = [cost["peak_bytes"] for cost in costs]
         together = {name: sum(cost[name] for cost in costs) for name in ("seconds", "passes", "trained", "patch_bytes")}
         together |= {"seconds": round(together["seconds"], 3), "resumed": any(cost.get("resumed") for cost in costs)}
         together |= {"peak_bytes": None if None in peaks else max(peaks), "second_per_pass": max(cost["second_per_pass"] for cost in costs)}
         return [patch for patch, _ in made.values()], together
-
-    def clear(self, row: str, folder: Path) -> None:
-        """Remove patches and checkpoints of a row that was measured."""
-        for part in self.parts(row):
-            place = self._place(row, part, folder)
-            if place != folder:
-                shutil.rmtree(place, ignore_errors=True)
-            shutil.rmtree(place / "training", ignore_errors=True)
-            (place / "patch.safetensors").unlink(missing_ok=True)
-
-    @staticmethod
-    def _place(row: str, part: str, folder: Path) -> Path:
-        return folder if row == part else folder / part
 
 
 def known_rows(names: Sequence[str]) -> list[str]:

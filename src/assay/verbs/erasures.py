@@ -1,8 +1,8 @@
 """The cells of the bench of erasers: erase, draw the concept's scene, judge, keep; a finished cell is never made again.
 
 Every cell has a folder of its own, bound to all that it depends on. While it is made it holds the eraser's checkpoints, the patch and shards of
-images; of a finished one there remain `cell.json`, the features of its pictures and six of them. So a killed bench goes on, and the report is made
-from what there is.
+images; of a finished one there remain `cell.json`, the features of its pictures and six of them, and its patch until the rows of several erasers that
+it is part of are done. So a killed bench goes on, and the report is made from what there is.
 """
 
 from __future__ import annotations
@@ -164,9 +164,9 @@ class Bench:
         """Return the cells that are not there yet, with the models that those are held against; a changed plan is refused.
 
         Raises:
-            Mismatch: the folder of a cell holds one of another plan.
+            Mismatch: the folder of a cell, or of an eraser that is part of it, holds one of another plan.
         """
-        for name, row in cells:
+        for name, row in dict.fromkeys((name, part) for name, whole in cells for part in (whole, *self.rows.parts(whole))):
             OutFolder.check(self.folder_of(name, row), self.plan_of(name, row))
         cells = [pair for pair in cells if not (self.folder_of(*pair) / "cell.json").exists()]
         beside = {name for name, row in cells if (name, row) not in self.before}  # distances are taken to pictures, and only folders hold those
@@ -201,6 +201,7 @@ class Bench:
             self.session.display.say(f"{name}: {row} ({place + 1} of {len(todo)})")
             try:
                 self._make(name, row)
+                self._clear(name, row, todo[place + 1 :])
                 made += 1
             except torch.OutOfMemoryError:  # what else held the memory may be gone next time
                 self.session.display.say(f"{name}: {row} needs more memory than there is; the same command tries it again")
@@ -208,6 +209,7 @@ class Bench:
 
     def _make(self, name: str, row: str) -> None:
         folder, asked = OutFolder(self.folder_of(name, row), self.plan_of(name, row)), self.asked(name)
+        places = {part: OutFolder(self.folder_of(name, part), self.plan_of(name, part)) for part in self.rows.parts(row)}
         denoiser, options = self.session.denoiser, {"steps": self.settings.steps, "guidance": self.settings.guidance}
         cell = Cell(concept=name, row=row)
         try:
@@ -215,7 +217,7 @@ class Bench:
                 given = self.rows.given(self.subjects[name], row)
                 stack = [] if given is None else [given]
             else:
-                stack, cost = self.rows.stacked(row, asked.concept, folder.path)
+                stack, cost = self.rows.stacked(asked.concept, {part: place.path for part, place in places.items()})
                 cell = cell.model_copy(update=cost)
             rules = [rule for patch in stack for rule in patch.rules]
             guided = 1 if self.settings.guidance == 1 and not rules else 2
@@ -234,7 +236,14 @@ class Bench:
             cell = cell.model_copy(update={"failed": str(error).splitlines()[0]})
             write_atomically(folder / "cell.json", cell.model_dump_json(indent=1).encode())
         shutil.rmtree(folder / "shards", ignore_errors=True)
-        self.rows.clear(row, folder.path)
+
+    def _clear(self, name: str, row: str, later: Sequence[tuple[str, str]]) -> None:
+        """Remove the checkpoints of a row that was measured, and its patches where no later row is made of them."""
+        wanted = {part for concept, other in later if concept == name for part in self.rows.parts(other)}
+        for part in self.rows.parts(row):
+            shutil.rmtree(self.folder_of(name, part) / "training", ignore_errors=True)
+            if part not in wanted:
+                (self.folder_of(name, part) / "patch.safetensors").unlink(missing_ok=True)
 
     def _judge(self, cell: Cell, asked: Asked, images: torch.Tensor, folder: OutFolder) -> None:
         """Judge the pictures and write the cell; the file that says it is done comes last."""
