@@ -178,6 +178,8 @@ def test_seeds_stand_beside_each_other():
     assert not first.repeats(second.model_copy(update={"settings": {"steps": 10}}))
     record = chapter(first, first.concepts[0], [second])
     assert any("several of 2 seeds these meet both bars with all: uce;" in line and line.endswith(": esd (1 of 2).") for line in record.findings)
+    # Half of the base's target: 3 of 16 and 1 of 15 left by UCE, 4 of 16 and 12 of 15 by ESD; of everything else UCE takes 1 of 40 with each seed.
+    assert any(line.startswith("Of 2 erasers measured with 2 seeds") and "with all: uce; with some: esd (1 of 2)" in line for line in record.findings)
     rows = {row[0]: row[1:] for row in record.tables[1].rows}
     assert rows.keys() == {"base", "reference", "uce", "esd"}
     # Student's intervals: of 15 % and 5 %, 10 % +- 12.706 * 7.071 % / sqrt(2) = 63.5 %; of 22.5 % and 25 %, 23.75 % +- 15.9 %.
@@ -205,7 +207,8 @@ def test_seeds_that_cannot_be_compared_are_left_out():
     failed = other(cell("base", 16, 10), cell("reference", 2, 10, patch="r"), Cell(concept="cats", row="uce", failed="It diverged."))
     record = chapter(first, first.concepts[0], [failed])
     assert record.tables[1].rows[-1][:4] == ["uce", "3, 4", "3/20, failed", "15% (5% to 36%)"]
-    assert any("with all: none;" in finding and finding.endswith(": uce (1 of 2).") for finding in record.findings)
+    assert any("several of 2 seeds" in line and "with all: none;" in line and line.endswith(": uce (1 of 2).") for line in record.findings)
+    assert any("measured with 2 seeds" in line and "with all: none; with some: uce (1 of 2)" in line for line in record.findings)
 
 
 def test_erasers_stand_beside_another_seed():

@@ -124,3 +124,26 @@ def agreed(met: Mapping[str, Sequence[Bars]], seeds: int) -> list[str]:
         f"Of {len(met)} erasers held against retraining with several of {seeds} seeds these meet both bars with all: {always}; with some of those"
         f" held against it: {mixed}."
     ]
+
+
+def steady(results: Results, repeats: Sequence[Results], about: About) -> list[str]:
+    """Say which erasers halve the target and spare everything else with every seed, each beside the base's own pictures of that seed.
+
+    That needs no retraining, whose pictures with the other seeds are not at hand where its weights are not.
+    """
+    met: dict[str, list[bool]] = {}
+    for cells in [results.of(about.name), *(results.repeated(other, about.name) for other in repeats)]:
+        base = shares(about, cells[BASE]) if BASE in cells and judged(about, cells[BASE]) else None
+        for row, cell in erased(cells).items() if base else ():
+            left = shares(about, cell)
+            met.setdefault(row, []).append(left is not None and left.target <= base.target / 2 and fall(base, left) <= COST + ROUNDING)
+    seeds = 1 + len(repeats)
+    counts = {row: sum(each) for row, each in met.items() if len(each) == seeds > 1}
+    if not counts:
+        return []
+    always = ", ".join(row for row, count in counts.items() if count == seeds) or "none"
+    mixed = ", ".join(f"{row} ({count} of {seeds})" for row, count in counts.items() if 0 < count < seeds) or "none"
+    return [
+        f"Of {len(counts)} erasers measured with {seeds} seeds these take half of what the base shows, or more, and at most {100 * COST:.0f} points"
+        f" off everything else, in title and in style, with all: {always}; with some: {mixed}."
+    ]

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Beside, Cell, Results, Share
-from assay.benches.erasure_bars import agreed, bars, erased, held, judged, over_seeds, share, shares, speaks, together
+from assay.benches.erasure_bars import agreed, bars, erased, held, judged, over_seeds, share, shares, speaks, steady, together
 from assay.benches.verdicts import COST, NEAR, ROUNDING, comparable, fall, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
 from assay.evaluation.intervals import wilson
@@ -135,7 +135,12 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
         seeds={"seed": results.seed},
         digests=results.digests,
         metrics=[metric for metric in metrics if metric.n],
-        findings=[*_found(about, cells), *agreed(over_seeds(results, repeats, about), 1 + len(repeats)), *why_empty(about, cells)],
+        findings=[
+            *_found(about, cells),
+            *agreed(over_seeds(results, repeats, about), 1 + len(repeats)),
+            *steady(results, repeats, about),
+            *why_empty(about, cells),
+        ],
         shows_not=SHOWS_NOT,
         tables=[
             Table(title=title, columns=["", *heads, "KID to the base", "KID to the reference", *costs], rows=rows),
@@ -305,8 +310,8 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
     lines, more = moves([one for one in beside if one.digests == results.digests])
     said, tables = [*said, *lines], [*tables, *more]
     if several := [bars for met in seeds.values() for bars in met.values()]:
-        steady = sum(len(set(bars)) == 1 for bars in several)
-        said.append(f"Of {len(several)} erasures held against retraining with several seeds {steady} have the same verdict with each.")
+        same = sum(len(set(bars)) == 1 for bars in several)
+        said.append(f"Of {len(several)} erasures held against retraining with several seeds {same} have the same verdict with each.")
     if ranks:
         said.append(
             f"Of {len(ranks)} erasers measured on the same concepts ({ranks[0].concepts}), {ranks[0].method} has the best mean ranks together: "
