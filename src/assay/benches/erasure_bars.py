@@ -134,7 +134,9 @@ def steady(results: Results, repeats: Sequence[Results], about: About) -> list[s
     met: dict[str, list[bool]] = {}
     for cells in [results.of(about.name), *(results.repeated(other, about.name) for other in repeats)]:
         base = shares(about, cells[BASE]) if BASE in cells and judged(about, cells[BASE]) else None
-        for row, cell in erased(cells).items() if base and base.target else ():
+        if base is None or not base.target:
+            continue
+        for row, cell in erased(cells).items():
             left = shares(about, cell)
             met.setdefault(row, []).append(left is not None and left.target <= base.target / 2 and fall(base, left) <= COST + ROUNDING)
     seeds = 1 + len(repeats)
