@@ -25,7 +25,7 @@ from assay.denoiser import to_pictures
 from assay.evaluation.intervals import bootstrap, wilson
 from assay.judge import CrossJudge
 from assay.noise import derive, numpy_generator
-from assay.reports.pictures import grid
+from assay.reports.pictures import grid, small_png
 from assay.verbs.session import zoo
 
 HERE = Path(__file__).parent
@@ -133,7 +133,7 @@ def main() -> None:
         "untrained_pairs": judged(denoiser, judge, drawn(works, "holdout", options.prompts), options.images, options.steps),
     }
     result["nearest_audit"] = memorised(denoiser, works)
-    picture(denoiser, options.steps).save(HERE / "emoji64-grid.png", optimize=True)
+    (HERE / "emoji64-grid.png").write_bytes(small_png(picture(denoiser, options.steps)))
     result["seconds"] = round(time.time() - started, 1)
     (HERE / "emoji64.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

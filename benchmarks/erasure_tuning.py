@@ -1,9 +1,11 @@
 """What settings do to the concepts that erasers are tuned on, none of which the bench measures: `benchmarks/erasure-tuning.json`.
 
-    python benchmarks/erasure_tuning.py METHOD CONCEPT [JSON] ...
+    python benchmarks/erasure_tuning.py METHOD CONCEPT [JSON] ... [--preset paper]
 
 CONCEPT is one of `assay.benches.erasure.VALIDATION`. Each JSON object holds settings that differ from the method's small preset, `{}` the preset
-itself; a trial takes one to five minutes on two cores. What was measured before is not measured again; all that was tried stays in the file.
+itself; a trial takes one to five minutes on two cores. With `--preset paper` they differ from the paper's, for concepts of this kind where it has
+such: what that moves nothing by is no row of the bench (`assay.benches.erasure.PAPERS`), and it may take an hour. What was measured before is not
+measured again; all that was tried stays in the file.
 Trials of EraseFlow without `style_learning_rate` are from when one rate served styles and objects; those of `adv_unlearn, drawn by lot` from before
 its prompts and noise levels were dealt out evenly and the empty prompt was retained in every step.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("method")
     parser.add_argument("concept", choices=SUBJECTS)
     parser.add_argument("given", nargs="*", type=json.loads, default=[{}])
+    parser.add_argument("--preset", choices=("small", "paper"), default="small")
     options = parser.parse_args()
     session, works, judge = Session("bench", "emoji64", FILE.parent, DRAWN), assay.builtin_works(), CrossJudge.load(zoo("judge"))
     subject = SUBJECTS[options.concept]
@@ -66,12 +70,18 @@ def main() -> None:
     if (options.concept, "base", {}) not in known:
         keep({"concept": options.concept, "method": "base", "settings": {}, "shares": shares()})
     for given in options.given:
-        chosen = settings.resolve(module.Settings, module.PRESETS, "small", given)
-        if (options.concept, options.method, asdict(chosen)) in known:
+        own = f"{options.preset}-{subject.kind}"
+        chosen = settings.resolve(module.Settings, module.PRESETS, own if own in module.PRESETS else options.preset, given)
+        row: dict[str, Any] = {"concept": options.concept, "method": options.method, "settings": json.loads(json.dumps(asdict(chosen)))}
+        if options.preset == "paper" and not given:
+            row |= {"preset": "paper"}
+        if (options.concept, options.method, row["settings"]) in known:
             continue
+        started = time.monotonic()
         made = module.erase(session.denoiser, asked.concept, chosen, seed=SEED)
+        row |= {"seconds": round(time.monotonic() - started, 1)}
         with Patched(session.denoiser, [(made, 1.0)]):
-            keep({"concept": options.concept, "method": options.method, "settings": asdict(chosen), "shares": shares()})
+            keep(row | {"shares": shares()})
 
 
 if __name__ == "__main__":

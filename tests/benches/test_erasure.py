@@ -1,15 +1,22 @@
 """The plan of the bench: whose settings were chosen on what, which canaries, and distances against plain loops."""
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from assay.benches.erasure import OBJECTS, STYLES, VALIDATION, About, Cell, Results, Settings, Share, distances, subjects
+from assay.benches.erasure import NO_OPS, OBJECTS, PAPERS, STYLES, UNTRIED, VALIDATION, About, Cell, Results, Settings, Share, distances, subjects
+from assay.benches.erasure_bars import idle
 from assay.noise import numpy_generator
 from assay.training.world import REFERENCES
+from assay.verbs.bench_rows import AGAINST_COPIES
+from assay.verbs.methods import table
 from assay.verbs.session import builtin_works
 from assay.works.filters import condition
+
+TRIALS = Path(__file__).parents[2] / "benchmarks" / "erasure-tuning.json"
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,27 @@ def test_pictures_of_one_prompt_are_no_independent_pairs():
     expected = np.mean([kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(y[i], x[j]) for i, j in pairs])
     assert kid["esd"]["base.judge"].value == pytest.approx(expected)
     assert kid["esd"]["reference.judge"] == distances(features, groups, 0)[0]["esd"]["reference.judge"]
+
+
+def test_the_papers_settings_are_rows_unless_they_do_nothing():
+    """By the stored trials: a method is a row if its paper's settings move anything of fluent or fruit by 10 points, and no row if of neither."""
+    trials = json.loads(TRIALS.read_text())["trials"]
+    base = {trial["concept"]: trial["shares"] for trial in trials if trial["method"] == "base"}
+    tried: dict[str, list[bool]] = {}
+    for trial in trials:
+        if trial.get("preset") == "paper":
+            tried.setdefault(trial["method"], []).append(idle(base[trial["concept"]], trial["shares"]))
+    assert {f"{name}@paper" for name, still in tried.items() if not all(still)} == set(PAPERS)
+    assert {name for name, still in tried.items() if all(still)} == set(NO_OPS)
+    assert {row["name"] for row in table("erasure")} - set(AGAINST_COPIES) - set(tried) == set(UNTRIED)
+
+
+def test_a_no_op_moves_nothing_by_ten_points():
+    """Of twenty two are ten points, in either direction and in any part; what was never drawn does not count."""
+    base = {"target.style": (18, 20), "rest.five": (10, 20), "neighbours.five": (0, 0)}
+    assert idle(base, {"target.style": (17, 20), "rest.five": (11, 20), "neighbours.five": (0, 0)})
+    for moved in ({"target.style": (16, 20)}, {"target.style": (20, 20)}, {"rest.five": (12, 20)}):
+        assert not idle(base, base | moved)
 
 
 def test_distances_need_models_to_be_held_against():

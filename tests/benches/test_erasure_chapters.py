@@ -50,7 +50,7 @@ def test_erasers_are_held_against_retraining():
     salun = Cell(concept="cats", row="salun", failed="The training diverged.")
     found = results([cell("base", 16, 10), cell("reference", 2, 10), cell("uce", 3, 9), cell("esd", 10, 10), salun])
     record = chapter(found, found.concepts[0])
-    bar = "leave at most 10 points more of the target than retraining and take at most 5 off everything else"
+    bar = "leave at most 10 points more of `cats` than retraining and take at most 5 off everything else"
     assert record.findings[0] == f"1 of 3 erasers {bar}, in title and in style: uce."
     assert any("without an eraser too" in line and line.endswith(": retraining +0.") for line in record.findings)
     assert "salun failed: The training diverged." in record.findings
@@ -96,6 +96,16 @@ def test_combinations_and_balancing_are_no_erasers_of_their_own():
     assert said[0].startswith("1 of 1 erasers")
     assert "Of 1 combination of erasers these meet both bars: esd+uce." in said
     assert verdict(found).tables[0].rows[0][-3:] == [1, "uce", "esd+uce"]
+
+
+def test_other_presets_are_held_apart():
+    """UCE meets both bars as the bench has it and leaves half with the paper's settings; ESD meets them with its paper's."""
+    rows = [cell("base", 16, 10), cell("reference", 2, 10), cell("uce", 3, 9), cell("uce@paper", 10, 10), cell("esd@paper", 3, 9)]
+    found = results([*rows, cell("esd@paper+sld@max", 16, 10), cell("fair_diffusion@paper", 3, 9)])
+    said = chapter(found, found.concepts[0]).findings
+    assert said[0].startswith("1 of 1 erasers")
+    assert "Of 2 with other presets, `paper` the paper's own, these meet both bars: esd@paper." in said
+    assert "Of 1 combination of erasers these meet both bars: none." in said
 
 
 def test_a_work_has_no_distance_to_the_reference():

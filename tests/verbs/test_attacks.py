@@ -170,7 +170,7 @@ def test_an_eraser_that_fails_is_said_in_each_of_its_cells(works, tmp_path, monk
     """UCE refuses a ridge that is not positive: tried once, and its combination fails with the same reason; the rest goes on."""
     bench = bench_of(works, tmp_path, Subject("solid", "style", "solid", ""))
     bench.rows.chosen["uce"] = uce.Settings(lam=-1.0)
-    bench.joined.append("uce+rece")
+    bench.special.append("uce+rece")
     bench.chosen["seed_search"] = seed_search.Settings(attempts=2)
     tried, erase = [], uce.erase
     monkeypatch.setattr(uce, "erase", lambda *args, **more: tried.append(1) or erase(*args, **more))

@@ -166,6 +166,28 @@ def test_a_model_of_one_s_own_is_erased_from_by_the_paper_s_settings_for_this_ki
     assert Rows(Session("bench", tiny(), "out", 0), subjects, {}, ()).chosen["rece"].rounds == rounds
 
 
+@pytest.mark.parametrize(("kind", "rounds", "ridge"), [("style", 1, 0.001), ("object", 1, 0.1), ("work", 3, 0.1)])
+def test_a_row_with_a_preset_has_what_the_paper_has_for_the_kind(kind, rounds, ridge):
+    """RECE's authors attack styles with a ridge of 1e-3; for works its paper has no setting, and the row without a preset keeps the bench's."""
+    subject = Subject("red", kind, "red", "title=red")
+    rows = Rows(Session("bench", tiny(), "out", 0), [subject], {}, ())
+    settings = rows.plan_of(subject, "rece@paper")
+    assert (settings["rounds"], settings["attack_lam"]) == (rounds, ridge)
+    assert rows.plan_of(subject, "rece@small") != settings
+    assert rows.plan_of(subject, "uce+rece@paper") == [rows.plan_of(subject, "uce"), settings]
+
+
+def test_an_eraser_is_measured_with_a_preset_of_its_own(works, tmp_path):
+    """UCE as the bench has it and with its small preset, which scales the ridge: two rows of a patch each; the second stays when not asked for."""
+    outcome = ask(works, tmp_path / "out", concept=["circle"], methods="uce,uce@small")
+    rows = of(outcome).of("circle")
+    assert rows.keys() == {"base", "uce", "uce@small"}
+    assert not any(cell.failed for cell in rows.values())
+    assert rows["uce"].patch != rows["uce@small"].patch
+    assert of(outcome).made["uce"] != of(outcome).made["uce@small"]
+    assert "uce@small" in of(ask(works, tmp_path / "out", concept=["circle"], methods="uce")).of("circle")
+
+
 def test_models_that_were_measured_need_not_be_given_again(whole, works):
     folder, _, _ = whole
     assert len(of(ask(works, folder / "out")).cells) == 10
@@ -200,6 +222,20 @@ def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tm
     shutil.copy(found.out / "erasure.json", stored)
     ask(works, tmp_path / "third", **given)
     assert not list((tmp_path / "third-kept").rglob("cell.json"))
+
+
+def test_pictures_that_were_drawn_again_are_counted_on_the_page(whole, works, tmp_path):
+    """Two are listed: the page says so, a bench elsewhere keeps the list, and where the cells themselves lie their own pictures are shown."""
+    _, outcome, _ = whole
+    places = [("circle", "uce"), ("solid", "negative_prompt")]
+    (tmp_path / "erasure.json").write_text(of(outcome).model_copy(update={"redrawn": places}).model_dump_json())
+    shutil.copy(outcome.out / "erasure.png", tmp_path)
+    shown = assay.bench("erasure", results=tmp_path, out=tmp_path / "shown")
+    assert " 2 are of an eraser made again" in shown.record.pictures[0].caption
+    assert of(ask(works, tmp_path / "out", results=tmp_path, limit=0)).redrawn == places
+    there = ask(works, outcome.out, results=tmp_path, limit=0)
+    assert of(there).redrawn == []
+    assert "made again" not in there.record.pictures[0].caption
 
 
 @pytest.mark.parametrize("names", [("one",), ("one", "a name of two lines or of three that is long", "three")])
@@ -413,6 +449,9 @@ def test_a_plan_is_priced_without_making_anything(works, tmp_path):
         {"concept": ()},
         {"methods": ["no_such_method"]},
         {"methods": ["uce+wanda"]},
+        {"methods": ["uce@moon"]},
+        {"methods": ["uce@"]},
+        {"methods": ["uce+uce@paper"]},
         {"patches": ["moon=x.safetensors"]},
         {"patches": ["x.safetensors"]},
         {"settings": {"moon": 1}},

@@ -134,6 +134,14 @@ def subjects(works: Works) -> list[Subject]:
     return [*STYLES, *OBJECTS, *canaries(works), COMPOSITION]
 
 
+PAPERS = tuple(f"{name}@paper" for name in ("uce", "rece", "sld", "sega", "negative_prompt", "fair_diffusion", "eraseflow"))
+"""Rows of erasers with their papers' own settings, of those that are no no-op on fluent or fruit (`benchmarks/erasure-tuning.json`)."""
+NO_OPS = ("forget_me_not", "inverse_lora")
+"""Erasers whose papers' settings move nothing there: neither what is erased nor what is to stay, by as much as the bar of the target is wide."""
+UNTRIED = ("adv_unlearn", "concept_ablation", "esd", "maximise_loss", "salun", "uce_debias")
+"""Those whose papers' settings were not tried: they train for minutes to an hour a concept."""
+
+
 class Share(Part):
     """Images of one part that show what is counted."""
 
@@ -251,6 +259,8 @@ class Results(Part):
     """Those that are measured."""
     made: dict[str, str] = Field(default_factory=dict)
     """Eraser -> digest of its settings."""
+    redrawn: list[tuple[str, str]] = Field(default_factory=list)
+    """(concept, row) of pictures on the page that are of an eraser made again, with other bits than the one that was measured, which is gone."""
 
     def of(self, concept: str) -> dict[str, Cell]:
         """Return the cells of a concept: row -> cell, in the order of the plan."""

@@ -1,7 +1,7 @@
 """Which rows of the bench of erasers are held to its bars, what each leaves of a concept and takes off everything else, and how seeds agree.
 
-Held to the bars are single erasers. Combinations are listed apart: two that meet the bars make a third. What gives a concept shares instead of taking
-it out is measured and not counted.
+Held to the bars are single erasers with the bench's settings. Combinations are listed apart: two that meet the bars make a third. So are erasers with
+another preset, their papers' own. What gives a concept shares instead of taking it out is measured and not counted.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ Bars = tuple[bool, bool]
 
 
 def erased(cells: Mapping[str, Cell]) -> dict[str, Cell]:
-    """Return the cells of single erasers."""
-    return {row: cell for row, cell in cells.items() if row not in (*MODELS, *BALANCING) and "+" not in row}
+    """Return the cells of single erasers with the bench's settings."""
+    return {row: cell for row, cell in cells.items() if row not in (*MODELS, *BALANCING) and not {"+", "@"} & {*row}}
 
 
 def together(cells: Mapping[str, Cell]) -> dict[str, Cell]:
     """Return the cells of several erasers on one model."""
     return {row: cell for row, cell in cells.items() if "+" in row}
+
+
+def otherwise(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Return the cells of single erasers with a preset of their own."""
+    return {row: cell for row, cell in cells.items() if "@" in row and "+" not in row and row.partition("@")[0] not in BALANCING}
 
 
 def share(about: About, cell: Cell, part: str) -> Share:
@@ -81,7 +86,7 @@ def held(about: About, cells: Mapping[str, Cell]) -> list[str]:
     if not found:
         return []
     met = [row for row, both in found.items() if all(both)]
-    bar = f"leave at most {100 * NEAR:.0f} points more of the target than retraining and take at most {100 * COST:.0f} off everything else"
+    bar = f"leave at most {100 * NEAR:.0f} points more of `{about.name}` than retraining and take at most {100 * COST:.0f} off everything else"
     said = [f"{len(met)} of {len(found)} erasers {bar}, in title and in style: {', '.join(met) or 'none'}."]
     if met:
         sure = ", ".join(row for row in met if certain(about, cells, row)) or "none"
@@ -92,6 +97,9 @@ def held(about: About, cells: Mapping[str, Cell]) -> list[str]:
     if several := bars(about, cells, together(cells)):
         meet = ", ".join(row for row, both in several.items() if all(both)) or "none"
         said.append(f"Of {len(several)} combination{'' if len(several) == 1 else 's'} of erasers these meet both bars: {meet}.")
+    if presets := bars(about, cells, otherwise(cells)):
+        meet = ", ".join(row for row, both in presets.items() if all(both)) or "none"
+        said.append(f"Of {len(presets)} with other presets, `paper` the paper's own, these meet both bars: {meet}.")
     base = shares(about, cells[BASE])
     moved = {row: shares(about, cells[row]) for row in MODELS if row != BASE and row in cells}
     names = {REFERENCE: "retraining"}
@@ -117,13 +125,18 @@ def agreed(met: Mapping[str, Sequence[Bars]], seeds: int) -> list[str]:
     """Say which erasers meet both bars with all `seeds` seeds, and which with some, counted."""
     if not met:
         return []
-    counts = {row: (sum(all(both) for both in each), len(each)) for row, each in met.items()}
-    always = ", ".join(row for row, count in counts.items() if count == (seeds, seeds)) or "none"
-    mixed = ", ".join(f"{row} ({k} of {n})" for row, (k, n) in counts.items() if k and (k, n) != (seeds, seeds)) or "none"
+    always, some = _by_seeds({row: (sum(all(both) for both in each), len(each)) for row, each in met.items()}, seeds)
     return [
         f"Of {len(met)} erasers held against retraining with several of {seeds} seeds these meet both bars with all: {always}; with some of those"
-        f" held against it: {mixed}."
+        f" held against it: {some}."
     ]
+
+
+def _by_seeds(counts: Mapping[str, tuple[int, int]], seeds: int) -> tuple[str, str]:
+    """Name those that did something with all seeds, and those that did so with some of the seeds they have, counted."""
+    always = ", ".join(row for row, count in counts.items() if count == (seeds, seeds)) or "none"
+    some = ", ".join(f"{row} ({k} of {n})" for row, (k, n) in counts.items() if k and (k, n) != (seeds, seeds)) or "none"
+    return always, some
 
 
 def steady(results: Results, repeats: Sequence[Results], about: About) -> list[str]:
@@ -140,12 +153,16 @@ def steady(results: Results, repeats: Sequence[Results], about: About) -> list[s
             left = shares(about, cell)
             met.setdefault(row, []).append(left is not None and left.target <= base.target / 2 and fall(base, left) <= COST + ROUNDING)
     seeds = 1 + len(repeats)
-    counts = {row: sum(each) for row, each in met.items() if len(each) == seeds > 1}
+    counts = {row: (sum(each), seeds) for row, each in met.items() if len(each) == seeds > 1}
     if not counts:
         return []
-    always = ", ".join(row for row, count in counts.items() if count == seeds) or "none"
-    mixed = ", ".join(f"{row} ({count} of {seeds})" for row, count in counts.items() if 0 < count < seeds) or "none"
+    always, some = _by_seeds(counts, seeds)
     return [
         f"Of {len(counts)} erasers measured with {seeds} seeds these take half of what the base shows, or more, and at most {100 * COST:.0f} points"
-        f" off everything else, in title and in style, with all: {always}; with some: {mixed}."
+        f" off everything else, in title and in style, with all: {always}; with some: {some}."
     ]
+
+
+def idle(base: Mapping[str, Sequence[int]], trial: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a trial of settings is a no-op: no share, (hits, n) by part and head, is so far from the base's as the bar of the target is wide."""
+    return all(abs(hits / n - base[part][0] / base[part][1]) < NEAR - ROUNDING for part, (hits, n) in trial.items() if n and base[part][1])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t as student
 
-from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Beside, Cell, Results, Share
+from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, NO_OPS, PARTS, REFERENCE, UNTRIED, About, Beside, Cell, Results, Share
 from assay.benches.erasure_bars import agreed, bars, erased, held, judged, over_seeds, share, shares, speaks, steady, together
 from assay.benches.verdicts import COST, NEAR, ROUNDING, comparable, fall, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
@@ -200,7 +200,7 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
         least = min(measured, key=lambda method: (measured[method].target, -measured[method].rest))
         now, before = measured[least], known[BASE]
         went = f"from {before.target:.0%} to {now.target:.0%}; everything else goes from {before.rest:.0%} to {now.rest:.0%}"
-        said.append(f"Least of the target is left by {least}: {went}.")
+        said.append(f"Least of `{about.name}` is left by {least}: {went}.")
     said += _apart(about, cells)
     return [*said, *failed] or ["Nothing of this concept has been measured yet."]
 
@@ -306,6 +306,11 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
             said.append(f"Of {', '.join(silent)} it takes less: those references hardly speak, and are not counted.")
     else:
         said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
+    if any("@paper" in cell.row for cell in results.cells):
+        said.append(
+            f"Rows `@paper` have the papers' own settings. Those of {', '.join(NO_OPS)} are no-ops on this model, by trials on other concepts, and "
+            f"no rows; those of {', '.join(UNTRIED)} were not tried."
+        )
     seeds = {about.name: over_seeds(results, repeats, about) for about in results.concepts}
     lines, more = moves([one for one in beside if one.digests == results.digests])
     said, tables = [*said, *lines], [*tables, *more]

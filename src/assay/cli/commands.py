@@ -178,7 +178,7 @@ def retrain(**options: Any) -> None:
 )
 @click.option("--retrain", is_flag=True, help="Of world: train and measure anew first: hours on two cores; goes on where it was.")
 @click.option("--measure", is_flag=True, help="Of erasure and attacks: make the cells that are not there yet: hours; goes on where it was.")
-@click.option("--methods", metavar="A,B", help="Only these erasers; of attacks also several at once, as A+B.  [default: all]")
+@click.option("--methods", metavar="A,B", help="Only these erasers; NAME@PRESET has another preset, A+B is several at once.  [default: all]")
 @click.option("--attacks", metavar="A,B", help="Of attacks: only these.  [default: all]")
 @click.option("--concept", multiple=True, help="Of erasure and attacks: only this concept; repeatable.  [default: those of the built-in world]")
 @click.option("--kind", type=click.Choice(["style", "object"]), help="Of erasure and attacks: what a concept of your own works is.")

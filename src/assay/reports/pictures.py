@@ -87,13 +87,13 @@ def captioned(image: Image.Image, text: str, width: int, frame: tuple[int, int, 
 
     Args:
         image: as it is.
-        text: broken at spaces; what does not fit ends in an ellipsis.
+        text: broken at spaces; what does not fit ends in an ellipsis. Half a character, from a token of some of its bytes, is a question mark.
         width: of the tile in pixels, at least the image's and its frame's.
         frame: its colour.
         label_size: height of the letters in pixels.
     """
     font, line = ImageFont.load_default(label_size), round(label_size * 1.2)
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    text = "".join(letter if letter.isprintable() else " " for letter in text.replace("\ufffd", "?"))
     width = max(width, image.width + 4)
     tile = Image.new("RGB", (width, image.height + 6 + LINES * line), PAPER)
     pen = ImageDraw.Draw(tile)

@@ -57,7 +57,7 @@ class Bench:
         kept: the folder of the cells.
         settings: what every cell has in common.
         patches: models to hold erasers against, by name: reference, or a training of the built-in world.
-        more: rows of several erasers besides those of the bench.
+        more: rows of several erasers, or of an eraser with a preset of its own, besides those of the bench.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Bench:
         Clock(settings.budget)  # refuses what is no budget before anything is done
         self.subjects = {subject.name: subject for subject in subjects}
         self.rows = Rows(session, subjects, patches, MODELS)
-        self.joined = self.rows.together(kept, more)
+        self.special = self.rows.specials(kept, more)
         self.modules = {row["name"]: import_module(row["module"]) for row in table("attacks")}
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
         self.before: dict[tuple[str, str, str], Cell] = {}
@@ -110,14 +110,14 @@ class Bench:
 
     def rows_of(self, name: str) -> list[str]:
         """Return the rows of a concept, the models first and then the cheapest erasers."""
-        rows = [*MODELS, *self.rows.cheapest([*self.rows.modules, *self.joined])]
+        rows = [*MODELS, *self.rows.cheapest([*self.rows.modules, *self.special])]
         return [row for row in rows if self.rows.there(self.subjects[name], row)]
 
     @property
     def planned(self) -> list[tuple[str, str, str]]:
         """(concept, row, attack) of every cell; a row is done with all attacks before the next begins."""
         there = {name: self.rows_of(name) for name in self.subjects}
-        rows = [*MODELS, *self.rows.cheapest([*self.rows.modules, *self.joined])]
+        rows = [*MODELS, *self.rows.cheapest([*self.rows.modules, *self.special])]
         return [(name, row, attack) for row in rows for name in self.subjects if row in there[name] for attack in self.attacks]
 
     def asked(self, name: str) -> tuple[Concept, Ground, dict[str, str]]:
@@ -169,8 +169,8 @@ class Bench:
 
     def take(self, stored: Results) -> None:
         """Count stored cells of this plan among those that are there, wherever they were made; what is not of this plan is left out."""
-        self.joined = list(dict.fromkeys([*self.joined, *self.rows.joint(cell.row for cell in stored.cells)]))  # asked for in another sitting
-        rows = [*MODELS, *self.rows.modules, *self.joined]
+        self.special = list(dict.fromkeys([*self.special, *self.rows.special(cell.row for cell in stored.cells)]))  # asked for in another sitting
+        rows = [*MODELS, *self.rows.modules, *self.special]
         for cell in stored.cells:
             pair = cell.concept, cell.row
             if cell.concept in self.subjects and cell.row in rows and cell.attack in self.modules and cell.plan == self.mark(*pair, cell.attack):
@@ -333,7 +333,7 @@ class Bench:
             pairs = [(row, attack) for row in dict.fromkeys([*MODELS, *rows]) for attack in self.attacks]
             there = [cell for pair in pairs if (cell := self.cell(name, *pair) or self.before.get((name, *pair)))]
             there = [cell.model_copy(update={"plan": self.mark(name, cell.row, cell.attack)}) for cell in there]
-            plan = [row for row in rows if row not in self.joined or row in COMBINATIONS]  # others were asked for on some concept
+            plan = [row for row in rows if row not in self.special or row in COMBINATIONS]  # others were asked for on some concept
             rows = [row for row in dict.fromkeys([*MODELS, *rows]) if row in plan or any(cell.row == row for cell in there)]
             more = {"anchor": concept.anchor, "members": list(concept.members), "rows": rows}
             concepts.append(About(name=name, kind=subject.kind, reference=subject.reference, **more))

@@ -53,7 +53,7 @@ def measured(
     Args:
         session: model, folder, seed and display.
         works: say which styles and titles there are; those of the built-in model if None.
-        methods: only these erasers, or several joined by `+`; the base and the reference are attacked too.
+        methods: only these erasers, `NAME@PRESET` with a preset of its own, or several joined by `+`; the base and the reference are attacked too.
         attacks: only these attacks.
         concepts: only these concepts.
         kind: of concepts that are not the bench's.

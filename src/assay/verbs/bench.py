@@ -63,7 +63,8 @@ def bench(
         chapter: only these; all by default.
         retrain: run the scripts first; they keep what they have in `out`-kept and go on from there when killed.
         measure: make the cells that are not there yet; they are kept in `out`-kept, and the report is made from those that are.
-        methods: only these erasers, separated by commas; the base and the models given are measured too. Under attack also several joined by `+`.
+        methods: only these erasers, separated by commas, `NAME@PRESET` with a preset of its own, several joined by `+`; the base and the models given
+            are measured too.
         attacks: only these attacks, separated by commas.
         concept: only these: concepts of the bench, or styles and objects that the works know.
         kind: of concepts that are not the bench's.

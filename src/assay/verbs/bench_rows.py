@@ -29,7 +29,8 @@ KEEPS = "What it does to copies is in `benchmarks/mitigations.json`; `assay meth
 class Rows:
     """Erasers with their settings, and models given as patches.
 
-    A row is an eraser, several joined by `+` whose patches are put on together, or one of the models.
+    A row is an eraser, with a preset of its own where one follows after `@`, several joined by `+` whose patches are put on together, or one of the
+    models.
 
     Args:
         session: model, seed and display.
@@ -60,22 +61,35 @@ class Rows:
             found[name] = method_settings.resolve(module.Settings, module.PRESETS, preset, {})
         return found
 
+    def settings_of(self, part: str, kind: str = "") -> Any:
+        """Return the settings of an eraser; `@paper` are those that the paper has for concepts of a kind, where it has such."""
+        name, _, preset = part.partition("@")
+        if not preset:
+            return self.chosen[name]
+        module, own = self.modules[name], f"{preset}-{kind}"
+        return method_settings.resolve(module.Settings, module.PRESETS, own if own in module.PRESETS else preset, {})
+
     def parts(self, row: str) -> list[str]:
         """Return the erasers whose patches make up a row; none of a model's."""
         return [] if row in self.models else row.split("+")
 
-    def together(self, kept: Path, more: Sequence[str]) -> list[str]:
-        """Return the rows of several erasers: those of the bench, those asked for, and those that a folder of cells holds already."""
-        before = self.joint(sorted(folder.name for folder in kept.glob("*/*+*")))
-        return list(dict.fromkeys([*COMBINATIONS, *(row for row in more if "+" in row), *before]))
+    def specials(self, kept: Path, more: Sequence[str]) -> list[str]:
+        """Return the rows that are no plain eraser: combinations of the bench, what is asked for, and what a folder of cells holds already."""
+        before = self.special(sorted(folder.name for folder in kept.glob("*/*[+@]*")))
+        return list(dict.fromkeys([*COMBINATIONS, *(row for row in more if row not in self.modules), *before]))
 
-    def joint(self, rows: Iterable[str]) -> list[str]:
-        """Return those of some rows that are several erasers, each known."""
-        return [row for row in dict.fromkeys(rows) if "+" in row and all(part in self.modules for part in row.split("+"))]
+    def special(self, rows: Iterable[str]) -> list[str]:
+        """Return those of some rows that are several erasers, or one with a preset of its own, each known."""
+
+        def known(part: str) -> bool:
+            name, at, preset = part.partition("@")
+            return name in self.modules and (not at or preset in self.modules[name].PRESETS)
+
+        return [row for row in dict.fromkeys(rows) if row not in self.modules and all(map(known, row.split("+")))]
 
     def work_of(self, row: str) -> tuple[int, int]:
         """Return the passes of an erasure, and those with gradients."""
-        spent = [self.modules[part].cost(self.chosen[part]) for part in self.parts(row)]
+        spent = [self.modules[part.partition("@")[0]].cost(self.settings_of(part)) for part in self.parts(row)]
         return sum(one["passes"] for one in spent), sum(one.get("training_passes", 0) for one in spent)
 
     def cheapest(self, rows: Sequence[str]) -> list[str]:
@@ -109,7 +123,7 @@ class Rows:
     def plan_of(self, subject: Subject, row: str) -> Any:
         """Return what a row is made of: an eraser's settings, those of each of several, or the digest of a given patch."""
         if parts := self.parts(row):
-            made = [asdict(self.chosen[part]) for part in parts]
+            made = [asdict(self.settings_of(part, subject.kind)) for part in parts]
             return made[0] if len(made) == 1 else made
         given = self.given(subject, row)
         return None if given is None else given.digest
@@ -118,7 +132,7 @@ class Rows:
         """Make an eraser's patch, or read the one that was made before.
 
         Args:
-            method: the eraser.
+            method: the eraser, with the preset of its own if it has one.
             concept: what to erase.
             folder: holds checkpoints while it is made, then the patch and what it cost; bound to a plan by the caller.
 
@@ -130,11 +144,11 @@ class Rows:
         """
         if (folder / "cost.json").exists() and (folder / "patch.safetensors").exists():
             return Patch.load(folder / "patch.safetensors"), json.loads((folder / "cost.json").read_bytes())
-        denoiser, module = self.session.denoiser, self.modules[method]
+        denoiser, module, chosen = self.session.denoiser, self.modules[method.partition("@")[0]], self.settings_of(method, concept.kind)
         bar = self.session.bar(f"erasing {concept.name} by {method}")
         resumed = any((folder / "training").rglob("*.*"))
         fresh, before, start = reset_peak(), denoiser.passes, time.monotonic()
-        made = module.erase(denoiser, concept, self.chosen[method], seed=self.session.seed, progress=bar, folder=folder / "training")
+        made = module.erase(denoiser, concept, chosen, seed=self.session.seed, progress=bar, folder=folder / "training")
         seconds, passes, peak = time.monotonic() - start, denoiser.passes - before, peak_since() if fresh else None
         folder.mkdir(parents=True, exist_ok=True)
         made.save(folder / "patch.safetensors")
@@ -165,14 +179,16 @@ def known_rows(names: Sequence[str]) -> list[str]:
     """Return the rows that are asked for.
 
     Raises:
-        Misconfigured: one is no eraser, nor several joined by `+`, or leaves every concept in.
+        Misconfigured: one is no eraser, nor several joined by `+`, has no such preset, or leaves every concept in.
     """
     for name in names:
         parts = name.split("+")
-        for part in parts:
-            method_row("erasure", part)
+        for part, at, preset in (part.partition("@") for part in parts):
+            presets = method_row("erasure", part)["presets"]
+            if at and preset not in presets:
+                raise Misconfigured(f"`{part}` has no preset `{preset}`.", f"It has {', '.join(presets)}.")
             if part in AGAINST_COPIES:
                 raise Misconfigured(f"`{part}` keeps copies of works from coming out and leaves concepts in: it is no row of a bench.", KEEPS)
-        if len(set(parts)) < len(parts):
+        if len({part.partition("@")[0] for part in parts}) < len(parts):
             raise Misconfigured(f"`{name}` names an eraser twice.", "A patch is put on once.")
     return list(names)

@@ -51,7 +51,7 @@ def measured(
     Args:
         session: model, folder, seed and display.
         works: say which styles and titles there are; those of the built-in model if None.
-        methods: only these erasers, or several joined by `+`; the models are measured too.
+        methods: only these erasers, `NAME@PRESET` with a preset of its own, or several joined by `+`; the models are measured too.
         concepts: only these concepts.
         kind: of concepts that are not the bench's.
         patches: NAME=PATH of models to hold erasers against.
@@ -197,4 +197,6 @@ def write(
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == len(results.planned)
-    return pages.write(folder, NAME, TITLE, CAPTION, verdict(results, repeats, moved), chapters, again, started, complete=complete)
+    again_drawn = f" {len(results.redrawn)} are of an eraser made again on another machine, with the figures of the one that is gone."
+    caption = CAPTION + (again_drawn if results.redrawn else "")
+    return pages.write(folder, NAME, TITLE, caption, verdict(results, repeats, moved), chapters, again, started, complete=complete)

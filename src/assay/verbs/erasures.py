@@ -22,7 +22,22 @@ import torch
 from PIL import Image
 from safetensors.torch import save as to_bytes
 
-from assay.benches.erasure import AGAIN, ATTACKED, BASE, COMBINATIONS, MODELS, REFERENCE, About, Cell, Results, Settings, Share, Subject, distances
+from assay.benches.erasure import (
+    AGAIN,
+    ATTACKED,
+    BASE,
+    COMBINATIONS,
+    MODELS,
+    PAPERS,
+    REFERENCE,
+    About,
+    Cell,
+    Results,
+    Settings,
+    Share,
+    Subject,
+    distances,
+)
 from assay.denoiser import to_pictures
 from assay.errors import AssayError, Missing, NoRoom
 from assay.evaluation.features import fixed_features
@@ -57,7 +72,7 @@ class Bench:
         kept: the folder of the cells.
         settings: what every cell has in common.
         patches: models of the rows that are no erasers, by name: again, reference, or a training of the built-in world.
-        more: rows of several erasers besides those of the bench.
+        more: rows of several erasers, or of an eraser with a preset of its own, besides those of the bench.
     """
 
     def __init__(
@@ -79,22 +94,28 @@ class Bench:
         self.session, self.works, self.judge, self.kept, self.settings = session, works, judge, kept, settings
         self.subjects = {subject.name: subject for subject in subjects}
         self.rows = Rows(session, subjects, patches, MODELS)
-        self.joined = self.rows.together(kept, more)
+        self.special = self.rows.specials(kept, [*(PAPERS if session.built_in else ()), *more])
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
         self.before: dict[tuple[str, str], Cell] = {}
         self.models_before: list[tuple[str, str]] = []
+        self.redrawn: list[tuple[str, str]] = []
         self.scales: dict[str, dict[str, dict[str, float]]] = {}
         self._asked: dict[str, Asked] = {}
 
     @property
     def planned(self) -> list[tuple[str, str]]:
         """(concept, row) of every cell of the bench, the cheapest rows first; several erasers only on what is attacked."""
-        return [(name, row) for name, row in self.possible if row not in self.joined or (row in COMBINATIONS and name in ATTACKED)]
+        papers = PAPERS if self.session.built_in else ()  # another model's rows have the paper's settings anyway
+
+        def of_bench(name: str, row: str) -> bool:
+            return row not in self.special or row in papers or (row in COMBINATIONS and name in ATTACKED)
+
+        return [(name, row) for name, row in self.possible if of_bench(name, row)]
 
     @property
     def possible(self) -> list[tuple[str, str]]:
-        """(concept, row) of every cell that can be asked for: those of the bench, and rows of several erasers on any concept."""
-        rows = [*MODELS, *self.rows.cheapest([*self.rows.modules, *self.joined])]
+        """(concept, row) of every cell that can be asked for: those of the bench, and rows that are no plain eraser on any concept."""
+        rows = [*MODELS, *self.rows.cheapest([*self.rows.modules, *self.special])]
         return [(name, row) for row in rows for name, subject in self.subjects.items() if self.rows.there(subject, row)]
 
     def asked(self, name: str) -> Asked:
@@ -139,8 +160,8 @@ class Bench:
 
     def take(self, stored: Results) -> None:
         """Count stored cells of this plan among those that are there, wherever they were made; what is not of this plan is left out."""
-        self.joined = list(dict.fromkeys([*self.joined, *self.rows.joint(cell.row for cell in stored.cells)]))  # asked for in another sitting
-        rows = [*MODELS, *self.rows.modules, *self.joined]
+        self.special = list(dict.fromkeys([*self.special, *self.rows.special(cell.row for cell in stored.cells)]))  # asked for in another sitting
+        rows = [*MODELS, *self.rows.modules, *self.special]
         for cell in stored.cells:
             if cell.concept in self.subjects and cell.row in rows and cell.plan == self.mark(cell.concept, cell.row):
                 given = self.rows.given(self.subjects[cell.concept], cell.row) if cell.row in MODELS else None
@@ -157,6 +178,7 @@ class Bench:
             self.before[concept, row] = cell.model_copy(update={"kid": kid})
         taken = {concept for concept, _ in self.before}
         self.models_before = [pair for pair in stored.planned if pair[0] in taken and pair[1] in MODELS]  # planned where their patches were given
+        self.redrawn = [place for place in stored.redrawn if place in self.before]
         floors = [about for about in stored.concepts if about.name in taken and (about.name, AGAIN) not in gone]
         self.scales = {about.name: {key: ends for key, ends in about.scale.items() if lasts(about.name, key)} for about in floors}
 
@@ -311,7 +333,7 @@ class Bench:
             heads = {"target": subject.target_head, **dict.fromkeys(["neighbours", "rest", *things], subject.stay_head)}
             more = {"anchor": concept.anchor, "members": list(concept.members), "scale": scale, "things": things}
             about.append(About(name=name, kind=subject.kind, heads=heads, reference=subject.reference, **more))
-        subject = next(iter(self.subjects.values()))  # an eraser's settings are the same for all
+        subject = next(iter(self.subjects.values()))  # an eraser's settings are the same for all; of `@paper`, for concepts of its kind
         planned = dict.fromkeys([*self.planned, *self.models_before, *((cell.concept, cell.row) for cell in cells)])
         return Results(
             model=self.session.denoiser.name,
@@ -321,7 +343,8 @@ class Bench:
             concepts=about,
             planned=sorted(planned, key=lambda pair: MODELS.index(pair[1]) if pair[1] in MODELS else len(MODELS)),
             cells=cells,
-            made={row: digest_of(self.rows.plan_of(subject, row)) for row in (*self.rows.modules, *self.joined)},
+            redrawn=[place for place in self.redrawn if not (self.folder_of(*place) / "shown.png").exists()],
+            made={row: digest_of(self.rows.plan_of(subject, row)) for row in (*self.rows.modules, *self.special)},
         )
 
     def _features(self, name: str, cells: Mapping[str, Cell]) -> dict[str, dict[str, np.ndarray]]:
