@@ -157,8 +157,8 @@ Tiles = Mapping[tuple[str, str], Image.Image]
 
 
 def sheet(tiles: Tiles, lines: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """Lay out tiles with the names of those lines and columns."""
-    left, top = ([name.replace("_", " ") for name in names] for names in (lines, columns))
+    """Lay out tiles with the names of those lines and columns, which may break at every sign in them."""
+    left, top = ([re.sub(r"([+@])", r" \1", name.replace("_", " ")) for name in names] for names in (lines, columns))
     return grid([[tiles.get((line, column)) for column in columns] for line in lines], left, top, scale=1, gap=GAP, label_size=11)
 
 
