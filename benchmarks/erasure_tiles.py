@@ -24,7 +24,7 @@ from assay.record import write_atomically
 from assay.reports.pictures import grid
 from assay.verbs import bench_pages as pages
 from assay.verbs.erasure_report import LARGEST, file_of
-from assay.verbs.erasures import SHOWN, Bench
+from assay.verbs.erasures import Bench
 from assay.verbs.evaluate import images_of
 from assay.verbs.session import Session, zoo
 
@@ -51,8 +51,7 @@ def main() -> None:
         kept = {part: [folder / pages.slug(name) / part for folder in options.made] for part in bench.rows.parts(row)}
         places = {part: next((one for one in folders if (one / "cost.json").exists()), bench.folder_of(name, part)) for part, folders in kept.items()}
         stack, _ = bench.rows.stacked(asked.concept, places)
-        shown = [index for part, count in SHOWN.items() for index in asked.what.groups.get(part, [])[:count]]
-        prompts = [asked.what.rows[index] for index in (shown[0], shown[-1])]
+        prompts = [asked.what.rows[index] for _, index in (asked.shown[0], asked.shown[-1])]
         with Patched(session.denoiser, [(patch, 1.0) for patch in stack]):
             images = images_of(session.denoiser, prompts, seed=stored.seed, steps=bench.settings.steps, guidance=bench.settings.guidance)
         tiles[name, row] = grid([[picture] for picture in to_pictures(images)], scale=1, gap=0)

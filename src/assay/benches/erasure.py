@@ -177,7 +177,7 @@ class Cell(Part):
     concept: str
     """Name of the subject."""
     row: str
-    """base, again, reference or a method."""
+    """base, again, reference, a method, a method with a preset of its own (METHOD@PRESET), or several joined by `+`."""
     plan: str = ""
     """Digest of all that the cell depends on but which model a row was given, which `patch` says."""
     failed: str = ""

@@ -25,6 +25,8 @@ NEAREST, OTHERS = 20, 80
 """Captions preserved around a canary: of the nearest titles, and of works drawn by lot."""
 APART = 40
 """Pictures of each thing of a composition: of fewer, two would be more than 5 points."""
+SHOWN = {"target": 3, "neighbours": 1, "rest": 2}
+"""Pictures that are kept of a cell."""
 
 
 class Asked(NamedTuple):
@@ -38,6 +40,11 @@ class Asked(NamedTuple):
     """Row of the canary among the works, if the concept is one."""
     things: dict[str, list[int]]
     """Of a composition: each of its things -> prompts that show it apart; together they are the neighbours."""
+
+    @property
+    def shown(self) -> list[tuple[str, int]]:
+        """(part, prompt) of every picture that is kept of a cell: the first of each part."""
+        return [(part, index) for part, count in SHOWN.items() for index in self.what.groups.get(part, [])[:count]]
 
 
 def pictures(subject: Subject, each: Mapping[str, int]) -> int:

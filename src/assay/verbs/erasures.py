@@ -57,9 +57,6 @@ from assay.verbs.generate import Prompt
 from assay.verbs.session import Session
 from assay.works import Works
 
-SHOWN = {"target": 3, "neighbours": 1, "rest": 2}
-"""Pictures that are kept of a cell."""
-
 
 class Bench:
     """The cells of one model.
@@ -278,8 +275,8 @@ class Bench:
             found["target.copy"] = Share(hits=int(hits.sum()), n=len(hits), chance=self.rule.achieved)
         features = {"judge": self.judge.features(images), "fixed": fixed_features(images)}
         write_atomically(folder / "features.safetensors", to_bytes({key: torch.from_numpy(value).half() for key, value in features.items()}))
-        shown = [index for part, count in SHOWN.items() for index in asked.what.groups.get(part, [])[:count]]
-        save_picture(grid([to_pictures(images[shown])], scale=1, gap=0), folder.path, "shown.png", "")
+        kept = to_pictures(images[[index for _, index in asked.shown]])
+        save_picture(grid([kept], scale=1, gap=0), folder.path, "shown.png", "")
         write_atomically(folder / "cell.json", cell.model_copy(update={"shares": found}).model_dump_json(indent=1).encode())
 
     @cached_property
@@ -360,7 +357,7 @@ class Bench:
     def chapter_picture(self, name: str, cells: Mapping[str, Cell]) -> Image.Image | None:
         """Lay out the pictures kept of a concept, a row of the bench in each line."""
         lines = {row: kept for row in cells if (kept := self.shown(name, row))}
-        heads = [part for part, count in SHOWN.items() for _ in self.asked(name).what.groups.get(part, [])[:count]]
+        heads = [part for part, _ in self.asked(name).shown]
         return grid(list(lines.values()), list(lines), heads, scale=1, label_size=11) if lines else None
 
     def shown(self, name: str, row: str) -> list[Image.Image]:
