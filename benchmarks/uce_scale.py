@@ -1,6 +1,6 @@
 """UCE's closed form for many concepts at once, on matrices shaped as Stable Diffusion 1.5's: `benchmarks/uce-scale.json`.
 
-    python benchmarks/uce_scale.py [--quality]
+    python benchmarks/uce_scale.py [--quality | --reach]
 
 "loop" is the order of work of the public code, written here from its mathematics (Eq. 7 of the paper): for every key and value matrix, one concept at
 a time, two sums of outer products, then an explicit inverse. "batched" is the same matrix by matrix, with one product for all concepts. "ours" is
@@ -10,6 +10,9 @@ quarter of an hour on two cores.
 
 With `--quality`, 1 to 100 titles of the built-in world are erased at once, each state of theirs weighing 1, 10 or 100 times as much as one that is
 preserved, and it is measured how far the states move and what is left of the titles and of everything else: about ten minutes on two cores.
+
+With `--reach`, how far the states move of every concept of the bench of erasers, and of those that erasers are tuned on, beside what is left of them
+in `benchmarks/erasure.json` and `benchmarks/erasure-tuning.json`: no picture is drawn, a minute.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from assay.benches.erasure import VALIDATION, Settings, Subject, subjects
 from assay.concept import together
 from assay.erasure import uce
 from assay.evaluation.intervals import wilson
@@ -35,6 +39,7 @@ from assay.loading import load
 from assay.noise import generator, numpy_generator
 from assay.patched import Patched
 from assay.verbs.erase import text_vectors
+from assay.verbs.erasure_scenes import ask
 from assay.verbs.erasures import counted
 from assay.verbs.evaluate import Scene, images_of, judge_for, scene
 from assay.verbs.session import Session, builtin_works
@@ -176,6 +181,36 @@ def quality(each: int = 48) -> list[dict[str, Any]]:
     return rows
 
 
+def reach() -> list[dict[str, Any]]:
+    """Say how far UCE's small preset moves the states of every concept, at three weights, and what the bench and the trials count at the first."""
+    session, works = Session("bench", load("emoji64"), "out", 0), builtin_works()  # the seed of the bench and of the trials
+    tuned = [
+        Subject(name, "style" if where.startswith("style") else "object", name.removesuffix(" faces"), where) for name, where in VALIDATION.items()
+    ]
+    bench, trials = (json.loads((HERE / name).read_text()) for name in ("erasure.json", "erasure-tuning.json"))
+    left: dict[str, dict[str, list[int]]] = {}
+    heads = {about["name"]: about["heads"]["target"] for about in bench["concepts"]}
+    for cell in bench["cells"]:
+        if cell["row"] in ("base", "uce"):
+            share = cell["shares"][f"target.{heads[cell['concept']]}"]
+            left.setdefault(cell["concept"], {})[cell["row"]] = [share["hits"], share["n"]]
+    for trial in trials["trials"]:
+        plain = trial["settings"] == asdict(replace(uce.Settings(), **uce.PRESETS["small"]))
+        if trial["method"] == "base" or (trial["method"] == "uce" and plain):
+            found = next(share for name, share in trial["shares"].items() if name.startswith("target."))
+            left.setdefault(trial["concept"], {})[trial["method"]] = found
+    rows = []
+    for subject in [*subjects(works), *tuned]:
+        concept = ask(session, works, subject, Settings().each).concept
+        targets, anchors = (side.double() for side in uce.paired_states(session.denoiser, concept.pairs(), "all"))
+        preserved = uce.preserved_states(session.denoiser, concept.preserved(), "all").double()
+        states = {"erased": len(targets), "preserved": len(preserved)}
+        ways = [{"erase_scale": weight, **moved(targets, anchors, preserved, weight)} for weight in WEIGHTS]
+        rows.append({"concept": subject.name, "anchor": concept.anchor, "states": states, "ways": ways, "shown": left.get(subject.name, {})})
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
 def shares(session: Session, judge: JudgeLike, what: Scene) -> dict[str, Any]:
     """Return in how many pictures what was asked for is named: of the titles that go, and of everything else."""
     found, said = counted(judge, images_of(session.denoiser, what.rows, seed=SEED, steps=20, guidance=4.0), what), {}
@@ -198,12 +233,15 @@ def main() -> None:
     """Measure and write; what is not measured now stays as it was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quality", action="store_true", help="measure what is left of titles erased together, in place of the speed")
+    parser.add_argument("--reach", action="store_true", help="measure how far the states of the bench's concepts move, in place of the speed")
     parser.add_argument("--most", type=int, default=max(CONCEPTS), help="time no more concepts than this")
     options = parser.parse_args()
     file = HERE / "uce-scale.json"
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if options.quality:
         result["quality"] = quality()
+    elif options.reach:
+        result["reach"] = reach()
     else:
         result["speed"] = {"matrices": 2 * len(OUTPUTS), "width": WIDTH, "threads": torch.get_num_threads(), "rows": speed(options.most)}
         result["speed"]["processor"] = torch.cpu.get_capabilities().get("cpu_name")

@@ -16,7 +16,8 @@ from assay.verbs.methods import table
 from assay.verbs.session import builtin_works
 from assay.works.filters import condition
 
-TRIALS = Path(__file__).parents[2] / "benchmarks" / "erasure-tuning.json"
+STORED = Path(__file__).parents[2] / "benchmarks"
+TRIALS = STORED / "erasure-tuning.json"
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,22 @@ def test_the_papers_settings_are_rows_unless_they_do_nothing():
     assert {f"{name}@paper" for name, still in tried.items() if not all(still)} == set(PAPERS)
     assert {name for name, still in tried.items() if all(still)} == set(NO_OPS)
     assert {row["name"] for row in table("erasure")} - set(AGAINST_COPIES) - set(tried) == set(UNTRIED)
+
+
+def test_uce_takes_out_what_it_moves_far_enough():
+    """As the head of `uce` says: 42 % of the way and more loses most, 34 % and less keeps most, by stored figures, which are the bench's own."""
+    rows = {row["concept"]: row for row in json.loads((STORED / "uce-scale.json").read_text())["reach"]}
+    bench = Results.model_validate_json((STORED / "erasure.json").read_bytes())
+    for about in bench.concepts:
+        share = bench.of(about.name)["uce"].shares[f"target.{about.heads['target']}"]
+        assert rows[about.name]["shown"]["uce"] == [share.hits, share.n]
+    drawn = {name: row for name, row in rows.items() if row["shown"]["base"][0]}
+    assert len(drawn) == 13
+    far = {name: row["ways"][0]["moved"] >= 0.42 for name, row in drawn.items()}
+    assert all(row["ways"][0]["moved"] <= 0.345 for name, row in drawn.items() if not far[name])
+    left = {name: row["shown"]["uce"][0] / row["shown"]["base"][0] for name, row in drawn.items()}
+    assert max(left[name] for name in drawn if far[name]) < 0.5 < min(left[name] for name in drawn if not far[name])
+    assert 0 < sum(far.values()) < len(far)
 
 
 def test_a_no_op_moves_nothing_by_ten_points():
