@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from assay.benches.erasure import About, Beside, Cell, Distance, Moved, Results, Share
-from assay.benches.erasure_chapters import chapter, verdict
+from assay.benches.erasure_chapters import chapter, trained_again, verdict
 from assay.evaluation.intervals import wilson
 
 HEADS = {"target": "family", "neighbours": "five", "rest": "five"}
@@ -60,6 +60,20 @@ def test_erasers_are_held_against_retraining():
     assert whole.metric("cats.like_retraining").value == 1
     assert whole.metric("salun.rank.target").value == 3
     assert whole.findings[0] == "5 of 6 cells are measured, 1 of them failed."
+
+
+def test_two_models_of_one_training_are_said():
+    """Each concept is held against its own; where one stands for both, or a user's own models do, there is nothing to say."""
+    one = results([cell("base", 16, 10), cell("reference", 2, 10, patch="a" * 64), cell("uce", 3, 9)])
+
+    def beside(patch: str, name: str = "no-families") -> list[str]:
+        about = [about.model_copy(update={"reference": name}) for about in (*one.concepts, one.concepts[0].model_copy(update={"name": "clocks"}))]
+        more = [found.model_copy(update={"concept": "clocks", "patch": patch * bool(found.patch)}) for found in one.cells]
+        return trained_again(one.model_copy(update={"concepts": about, "cells": [*one.cells, *more]}))
+
+    assert beside("a" * 64) == beside("b" * 64, "reference") == trained_again(one) == []
+    said = "2 models stand for the training `no-families`, which differ at least in their bits: one for `cats`; one for `clocks`."
+    assert beside("b" * 64) == [said]
 
 
 def test_a_bar_met_by_a_few_pictures_is_not_certain():
