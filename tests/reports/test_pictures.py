@@ -81,8 +81,9 @@ def test_a_captioned_picture_keeps_its_pixels_in_a_frame():
         assert (tile[0, 14:26] == red).all()
     assert (made[0][14:] == 255).all()
     assert (made[1][14:] < 128).any()
-    halves = [np.asarray(captioned(image, text, 40, red)) for text in ("in \ufffd", "in ?")]
-    np.testing.assert_array_equal(*halves)
+    halves = [np.asarray(captioned(image, text, 40, red)) for text in ("in \ufffd", "in \u079d", "in ?")]
+    for half in halves[:2]:
+        np.testing.assert_array_equal(half, halves[2])
 
 
 def test_a_small_png_fits_its_limit():

@@ -111,7 +111,7 @@ def _found(results: Results, about: About, erasers: erasure.Results | None) -> l
         stay, meet = [row for row, bar in single.items() if bar.stays], [row for row, bar in single.items() if bar.meets]
         out = [row for row, bar in single.items() if bar.stays is False]
         lines.append(
-            f"{len(stay)} of {len(single)} erasers stay within {NEAR:.0%} of the reference under every admitted attack: "
+            f"{len(stay)} of {len(single)} erasers stay within {NEAR:.0%} of the model that never saw `{about.name}` under every admitted attack: "
             f"{', '.join(stay) or 'none'}; {len(out)} do not{': ' * bool(out)}{', '.join(out)}; of {len(single) - len(stay) - len(out)} it is not "
             "known yet."
         )

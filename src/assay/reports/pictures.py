@@ -87,13 +87,21 @@ def captioned(image: Image.Image, text: str, width: int, frame: tuple[int, int, 
 
     Args:
         image: as it is.
-        text: broken at spaces; what does not fit ends in an ellipsis. Half a character, from a token of some of its bytes, is a question mark.
+        text: broken at spaces; what does not fit ends in an ellipsis. What the font lacks is a question mark, as is half
+            a character, from a token of some of its bytes.
         width: of the tile in pixels, at least the image's and its frame's.
         frame: its colour.
         label_size: height of the letters in pixels.
     """
     font, line = ImageFont.load_default(label_size), round(label_size * 1.2)
-    text = "".join(letter if letter.isprintable() else " " for letter in text.replace("\ufffd", "?"))
+
+    def drawn(letter: str) -> bytes:
+        ground = Image.new("L", (2 * line, 2 * line))
+        ImageDraw.Draw(ground).text((0, 0), letter, 255, font)
+        return ground.tobytes()
+
+    lacking = drawn("\uffff")  # of no character, so of none that a font has
+    text = "".join(" " if not letter.isprintable() else "?" if drawn(letter) == lacking else letter for letter in text)
     width = max(width, image.width + 4)
     tile = Image.new("RGB", (width, image.height + 6 + LINES * line), PAPER)
     pen = ImageDraw.Draw(tile)
