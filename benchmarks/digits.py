@@ -26,7 +26,7 @@ from assay.denoiser import to_pictures
 from assay.evaluation.datamodel import RIDGES, agreement, ceiling, fit, lds, predicted, unseen
 from assay.evaluation.intervals import jackknife, wilson
 from assay.noise import derive, numpy_generator
-from assay.reports.pictures import grid
+from assay.reports.pictures import grid, small_png
 from assay.training import digits
 from assay.training.pool import Pool
 
@@ -76,7 +76,7 @@ def draw(pool: Pool) -> dict[str, object]:
             rows += [[to_pictures(digits.pixels()[places[row] : places[row] + 1])[0] for places in real] for row in range(4)]
             labels += ["real"] * 4
     torch.set_num_threads(threads)
-    grid(rows, labels, [str(digit) for digit in range(10)], scale=4).save(HERE / "digits.png", optimize=True)
+    (HERE / "digits.png").write_bytes(small_png(grid(rows, labels, [str(digit) for digit in range(10)], scale=4)))
     return {
         "models": DRAWN,
         "images_of_each": len(wanted),

@@ -346,7 +346,7 @@ def main() -> None:
         some = "" if all(row in names for row in ROWS) else "".join(f"-{name.replace(' ', '-')}" for name in names)
         file = f"mitigations{some}.png" if len(each) > 1 else "mitigations-first-met.png"
         sheet = grid(cells, captions(works)[: options.attacked], ["the work", *columns], scale=1)
-        (HERE / file).write_bytes(small_png(sheet))
+        (HERE / file).write_bytes(small_png(sheet, 200_000 if len(each) > 1 else 100_000))
 
     if methods := [name for name in rows if name in shown]:
         picture(methods, judged, ("caption", "search"))

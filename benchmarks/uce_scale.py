@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from assay.benches.erasure import VALIDATION, Settings, Subject, subjects
+from assay.benches.erasure import Results, Settings, Subject, subjects
 from assay.concept import together
 from assay.erasure import uce
 from assay.evaluation.intervals import wilson
@@ -44,6 +44,8 @@ from assay.verbs.erasures import counted
 from assay.verbs.evaluate import Scene, images_of, judge_for, scene
 from assay.verbs.session import Session, builtin_works
 from assay.works import concepts as known
+from erasure_tuning import FILE as TRIALS
+from erasure_tuning import SUBJECTS as TUNED
 
 HERE = Path(__file__).parent
 SEED = 20261125
@@ -184,29 +186,24 @@ def quality(each: int = 48) -> list[dict[str, Any]]:
 def reach() -> list[dict[str, Any]]:
     """Say how far UCE's small preset moves the states of every concept, at three weights, and what the bench and the trials count at the first."""
     session, works = Session("bench", load("emoji64"), "out", 0), builtin_works()  # the seed of the bench and of the trials
-    tuned = [
-        Subject(name, "style" if where.startswith("style") else "object", name.removesuffix(" faces"), where) for name, where in VALIDATION.items()
-    ]
-    bench, trials = (json.loads((HERE / name).read_text()) for name in ("erasure.json", "erasure-tuning.json"))
-    left: dict[str, dict[str, list[int]]] = {}
-    heads = {about["name"]: about["heads"]["target"] for about in bench["concepts"]}
-    for cell in bench["cells"]:
-        if cell["row"] in ("base", "uce"):
-            share = cell["shares"][f"target.{heads[cell['concept']]}"]
-            left.setdefault(cell["concept"], {})[cell["row"]] = [share["hits"], share["n"]]
-    for trial in trials["trials"]:
-        plain = trial["settings"] == asdict(replace(uce.Settings(), **uce.PRESETS["small"]))
-        if trial["method"] == "base" or (trial["method"] == "uce" and plain):
-            found = next(share for name, share in trial["shares"].items() if name.startswith("target."))
-            left.setdefault(trial["concept"], {})[trial["method"]] = found
+    bench, trials = Results.model_validate_json((HERE / "erasure.json").read_bytes()), json.loads(TRIALS.read_text())["trials"]
+    plain = {"base": {}, "uce": asdict(replace(uce.Settings(), **uce.PRESETS["small"]))}
+
+    def shown(subject: Subject) -> dict[str, list[int]]:
+        """Return pictures that show the concept, and of how many: with the base and with UCE."""
+        head = f"target.{subject.target_head}"
+        cells = {row: cell.shares[head] for row, cell in bench.of(subject.name).items() if row in plain}
+        own = [trial for trial in trials if trial["concept"] == subject.name and plain.get(trial["method"]) == trial["settings"]]
+        return {row: [share.hits, share.n] for row, share in cells.items()} | {trial["method"]: trial["shares"][head] for trial in own}
+
     rows = []
-    for subject in [*subjects(works), *tuned]:
+    for subject in [*subjects(works), *TUNED.values()]:
         concept = ask(session, works, subject, Settings().each).concept
         targets, anchors = (side.double() for side in uce.paired_states(session.denoiser, concept.pairs(), "all"))
         preserved = uce.preserved_states(session.denoiser, concept.preserved(), "all").double()
         states = {"erased": len(targets), "preserved": len(preserved)}
         ways = [{"erase_scale": weight, **moved(targets, anchors, preserved, weight)} for weight in WEIGHTS]
-        rows.append({"concept": subject.name, "anchor": concept.anchor, "states": states, "ways": ways, "shown": left.get(subject.name, {})})
+        rows.append({"concept": subject.name, "anchor": concept.anchor, "states": states, "ways": ways, "shown": shown(subject)})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 

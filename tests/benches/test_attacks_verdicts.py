@@ -263,3 +263,32 @@ def test_what_is_stored_can_be_read_and_says_how_much_it_is():
         assert one.attack in found.attacks
         if not one.failed:
             assert one.shares["total"].hits == one.shares["pre"].hits + one.shares["post"].hits
+
+
+def test_a_reference_trained_again_moves_its_own_figures():
+    """What the docs say of the two trainings without families: by up to 4 of 16 prompts, on clocks Ring-A-Bell 5 then 1, relearning 10 then 8."""
+    stored = Path(__file__).parents[2] / "benchmarks"
+    first, second = (Results.model_validate_json((stored / name).read_bytes()) for name in ("attacks-first-reference.json", "attacks.json"))
+    assert (first.digests, first.settings) == (second.digests, second.settings)
+    moved = {}
+    for about in first.concepts:
+        now = second.of(about.name)["reference"]
+        for attack, cell in first.of(about.name)["reference"].items():
+            assert cell.patches != now[attack].patches
+            assert (cell.plan, cell.shares["total"].n, cell.early, now[attack].early) == (now[attack].plan, 16, False, False)
+            moved[about.name, attack] = (cell.shares["total"].hits, now[attack].shares["total"].hits)
+    assert max(abs(before - after) for before, after in moved.values()) == 4
+    assert (moved["clocks", "ring_a_bell"], moved["clocks", "relearning"]) == ((5, 1), (10, 8))
+
+
+def test_one_pair_meets_the_bar_on_two_concepts():
+    """The changelog says of the stored cells: Concept Ablation with RECE, on noto and on clocks, gives back no more than the reference."""
+    stored = Path(__file__).parents[2] / "benchmarks"
+    attacks = Results.model_validate_json((stored / "attacks.json").read_bytes())
+    bench = erasure.Results.model_validate_json((stored / "erasure.json").read_bytes())
+    met = {(name, row) for name in ("twemoji", "noto", "cats", "clocks") for row, bar in bars(attacks, name, bench).items() if bar.meets}
+    assert met == {(name, "concept_ablation+rece") for name in ("noto", "clocks")}
+    for name, row in met:
+        floor, there = floors(attacks, name), attacks.of(name)[row]
+        assert len(admitted(attacks, name)) == 7
+        assert all(there[attack].shares["total"].value <= floor[attack].value for attack in admitted(attacks, name))

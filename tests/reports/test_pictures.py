@@ -86,6 +86,15 @@ def test_a_captioned_picture_keeps_its_pixels_in_a_frame():
         np.testing.assert_array_equal(half, halves[2])
 
 
+def test_labels_are_spelled_with_what_the_font_has():
+    """The font has one script and no accents: these are dropped, another script is question marks; no label shows the box of a missing glyph."""
+    image = noise(1)
+    for written, plain in (("piñata", "pinata"), ("cat \u079d", "cat ?"), ("a\x04b", "a b")):
+        for at in ({"row_labels": [written]}, {"column_labels": [written]}):
+            same = {name: [plain] for name in at}
+            np.testing.assert_array_equal(np.asarray(grid([[image]], **at)), np.asarray(grid([[image]], **same)))
+
+
 def test_a_small_png_fits_its_limit():
     """Noise of 128 x 128 needs about 16 kB in 256 colours: below that fewer colours do, and far below only a smaller picture."""
     image = noise(1, 128)

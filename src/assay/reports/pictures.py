@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -87,21 +88,12 @@ def captioned(image: Image.Image, text: str, width: int, frame: tuple[int, int, 
 
     Args:
         image: as it is.
-        text: broken at spaces; what does not fit ends in an ellipsis. What the font lacks is a question mark, as is half
-            a character, from a token of some of its bytes.
+        text: broken at spaces; what does not fit ends in an ellipsis.
         width: of the tile in pixels, at least the image's and its frame's.
         frame: its colour.
         label_size: height of the letters in pixels.
     """
     font, line = ImageFont.load_default(label_size), round(label_size * 1.2)
-
-    def drawn(letter: str) -> bytes:
-        ground = Image.new("L", (2 * line, 2 * line))
-        ImageDraw.Draw(ground).text((0, 0), letter, 255, font)
-        return ground.tobytes()
-
-    lacking = drawn("\uffff")  # of no character, so of none that a font has
-    text = "".join(" " if not letter.isprintable() else "?" if drawn(letter) == lacking else letter for letter in text)
     width = max(width, image.width + 4)
     tile = Image.new("RGB", (width, image.height + 6 + LINES * line), PAPER)
     pen = ImageDraw.Draw(tile)
@@ -113,7 +105,7 @@ def captioned(image: Image.Image, text: str, width: int, frame: tuple[int, int, 
     return tile
 
 
-def small_png(image: Image.Image, most: int = 200_000, texts: Mapping[str, str] = {}) -> bytes:
+def small_png(image: Image.Image, most: int = 100_000, texts: Mapping[str, str] = {}) -> bytes:
     """Return a picture as a PNG of at most `most` bytes: in fewer and fewer colours, and then smaller; `texts` go into it by name."""
     colours, told = 256, PngInfo()
     for name, text in texts.items():
@@ -138,7 +130,7 @@ def _paste(canvas: Image.Image, image: Image.Image, scale: int, corner: tuple[in
 def _wrap(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float, most: int) -> list[str]:
     """Break a label at spaces into at most `most` lines no wider than `width`; what does not fit ends in an ellipsis."""
     lines: list[str] = []
-    for word in label.split():
+    for word in _spelled(label, font).split():
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(joined) <= width:
             lines[-1] = joined
@@ -148,6 +140,26 @@ def _wrap(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
     if left_out:
         kept[-1] = f"{kept[-1]} {' '.join(left_out)}"
     return [_clip(line, font, width) for line in kept]
+
+
+def _spelled(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Spell a text with what the font has: else the letter without its accents, else a question mark; a space for what cannot be printed.
+
+    Half a character, from a token of some of its bytes, is such a question mark.
+    """
+
+    def drawn(letter: str) -> bytes:
+        ground = Image.new("L", (64, 64))
+        ImageDraw.Draw(ground).text((0, 0), letter, 255, font)
+        return ground.tobytes()
+
+    lacking = drawn("\uffff")  # of no character, so of none that a font has
+
+    def spelled(letter: str) -> str:
+        plain = unicodedata.normalize("NFKD", letter)[0]
+        return next((one for one in (letter, plain) if drawn(one) != lacking), "?") if letter.isprintable() else " "
+
+    return text.translate({ord(letter): spelled(letter) for letter in set(text)})
 
 
 def _clip(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
