@@ -217,22 +217,44 @@ def test_seeds_stand_beside_each_other():
 
 
 def test_seeds_that_cannot_be_compared_are_left_out():
-    """A retraining that hardly speaks with the second seed, another retraining, and a failed cell, which stays in the table in words."""
+    """A retraining that hardly speaks with the second seed, another model of a user's, and a failed cell, which stays in the table in words."""
     first = results([cell("base", 16, 10), cell("reference", 2, 10, patch="r"), cell("uce", 3, 9)])
 
     def other(*cells: Cell) -> Results:
         return results(list(cells)).model_copy(update={"seed": 4})
 
+    def users(one: Results) -> Results:
+        return one.model_copy(update={"concepts": [one.concepts[0].model_copy(update={"reference": "reference"})]})
+
     weak = other(cell("base", 9, 10), cell("reference", 2, 10, patch="r"), cell("uce", 1, 10))
-    foreign = other(cell("base", 16, 10), cell("reference", 2, 10, patch="s"), cell("uce", 1, 10))
-    for second in (weak, foreign):
-        assert not any("several seeds" in finding for finding in chapter(first, first.concepts[0], [second]).findings)
+    foreign = users(other(cell("base", 16, 10), cell("reference", 2, 10, patch="s"), cell("uce", 1, 10)))
+    for own, second in ((first, weak), (first, foreign), (users(first), foreign)):
+        assert not any("several seeds" in finding for finding in chapter(own, own.concepts[0], [second]).findings)
     assert [row[0] for row in chapter(first, first.concepts[0], [foreign]).tables[1].rows] == ["base", "uce"]
     failed = other(cell("base", 16, 10), cell("reference", 2, 10, patch="r"), Cell(concept="cats", row="uce", failed="It diverged."))
     record = chapter(first, first.concepts[0], [failed])
     assert record.tables[1].rows[-1][:4] == ["uce", "3, 4", "3/20, failed", "15% (5% to 36%)"]
     assert any("several of 2 seeds" in line and "with all: none;" in line and line.endswith(": uce (1 of 2).") for line in record.findings)
     assert any("measured with 2 seeds" in line and "with all: none; with some: uce (1 of 2)" in line for line in record.findings)
+
+
+def test_another_model_of_the_same_training_stands_for_another_seed():
+    """As another seed of an eraser does: A' and the reference, which both benches name the same; the base is one model. That two stand is said."""
+    rows = [cell("base", 16, 10), cell("uce", 3, 9)]
+    first = results([*rows, cell("reference", 2, 10, patch="r"), cell("again", 15, 10, patch="a")])
+    second = results([*rows, cell("reference", 1, 9, patch="s"), cell("again", 14, 11, patch="b")]).model_copy(update={"seed": 4})
+    record = chapter(first, first.concepts[0], [second])
+    assert {row[0]: row[2] for row in record.tables[1].rows} == {
+        "base": "16/20, 16/20",
+        "again": "15/20, 14/20",
+        "reference": "2/20, 1/20",
+        "uce": "3/20, 3/20",
+    }
+    assert any("several of 2 seeds these meet both bars with all: uce;" in line for line in record.findings)
+    said = [line for line in verdict(first, [second]).findings if "models stand for" in line]
+    each = "differ at least in their bits: one for `cats`; one for `cats` with seed 4."
+    assert said == [f"2 models stand for the training `{name}`, which {each}" for name in ("again", "no-families")]
+    assert not first.repeated(second.model_copy(update={"cells": [cell("base", 16, 10, patch="c")]}), "cats")
 
 
 def test_erasers_stand_beside_another_seed():

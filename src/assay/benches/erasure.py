@@ -273,11 +273,17 @@ class Results(Part):
         return self.seed != other.seed and (self.digests, self.settings) == (other.digests, other.settings)
 
     def repeated(self, other: Results, concept: str) -> dict[str, Cell]:
-        """Return the cells of another bench that repeat this one's: of the same eraser with the same settings, or of the same model."""
-        own = self.of(concept)
+        """Return the cells of another bench that repeat this one's: of the same eraser with the same settings, or of the same model.
+
+        With another seed an eraser is another training, and so may be a model: A' of any, the reference one of the training that both benches name.
+        """
+        own, named = self.of(concept), [{about.name: about.reference for about in one.concepts}.get(concept) for one in (self, other)]
+        trained = {AGAIN} | ({REFERENCE} if named[0] == named[1] != REFERENCE else set())
 
         def same(row: str, cell: Cell) -> bool:
-            return row in own and (cell.patch == own[row].patch if row in MODELS else self.made.get(row) == other.made.get(row))
+            if row in MODELS:
+                return row in own and (row in trained or cell.patch == own[row].patch)
+            return row in own and self.made.get(row) == other.made.get(row)
 
         return {row: cell for row, cell in other.of(concept).items() if same(row, cell)}
 

@@ -249,13 +249,14 @@ def moves(stored: Sequence[Beside]) -> tuple[list[str], list[Table]]:
     return said, tables
 
 
-def trained_again(results: Results) -> list[str]:
+def trained_again(results: Results, repeats: Sequence[Results] = ()) -> list[str]:
     """Say of which trainings several models stand here, and for which concepts each: what is held against one is not held against the other."""
     stand: dict[str, dict[str, list[str]]] = {}
     for about in results.concepts:
-        for row, cell in results.of(about.name).items():
+        found = [("", results.of(about.name)), *((f" with seed {other.seed}", results.repeated(other, about.name)) for other in repeats)]
+        for seed, row, cell in ((seed, row, cell) for seed, cells in found for row, cell in cells.items()):
             if row in (AGAIN, REFERENCE) and cell.patch:
-                stand.setdefault(about.reference if row == REFERENCE else row, {}).setdefault(cell.patch, []).append(f"`{about.name}`")
+                stand.setdefault(about.reference if row == REFERENCE else row, {}).setdefault(cell.patch, []).append(f"`{about.name}`{seed}")
     several = {training: by for training, by in stand.items() if len(by) > 1 and training != REFERENCE}
     return [
         f"{len(by)} models stand for the training `{training}`, which differ at least in their bits: "
@@ -322,7 +323,7 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
             said.append(f"Of {', '.join(silent)} it takes less: those references hardly speak, and are not counted.")
     else:
         said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
-    said += trained_again(results)
+    said += trained_again(results, repeats)
     if any("@paper" in cell.row for cell in results.cells):
         said.append(
             f"Rows `@paper` have the papers' own settings. Those of {', '.join(NO_OPS)} are no-ops on this model, by trials on other concepts, and "
