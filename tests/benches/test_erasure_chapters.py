@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from assay.benches.erasure import About, Beside, Cell, Distance, Moved, Results, Share
+from assay.benches.erasure_bars import over_seeds
 from assay.benches.erasure_chapters import chapter, trained_again, verdict
 from assay.evaluation.intervals import wilson
 
@@ -277,3 +280,15 @@ def test_erasers_stand_beside_another_seed():
     assert f"{what} 1 of 2 erasers are nearer to the base than A', one training with another seed: uce." in record.findings
     assert record.tables[-1].rows[2] == ["uce", "judge", "0.001 (0.0005 to 0.002)", "0.0001", "-0.009 (-0.019 to -0.002)"]
     assert verdict(found, (), [stored.model_copy(update={"digests": {"judge": "k" * 64}})]) == verdict(found)  # of another judge
+
+
+def test_two_erasers_come_near_retraining_with_every_seed():
+    """The changelog says of the stored cells: RECE and Concept Ablation meet both bars with three seeds on cats and on clocks, UCE on clocks."""
+    stored = Path(__file__).parents[2] / "benchmarks"
+    first, *others = (Results.model_validate_json((stored / f"erasure{which}.json").read_bytes()) for which in ("", "-seed-1", "-seed-2"))
+    always = {
+        about.name: {row for row, each in over_seeds(first, others, about).items() if [all(both) for both in each] == [True] * 3}
+        for about in first.concepts
+        if about.name in ("cats", "clocks")
+    }
+    assert always == {"cats": {"rece", "concept_ablation"}, "clocks": {"rece", "concept_ablation", "uce"}}
