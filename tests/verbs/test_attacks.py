@@ -254,6 +254,15 @@ def test_a_bench_goes_on_from_what_is_stored_without_its_folder(whole, works, tm
     assert ask(works, tmp_path / "b", **more, seed=1).extra["lines"][0].startswith("4 of 4 cells are left")
 
 
+def test_erasers_asked_for_together_on_one_concept_are_not_made_on_every_other(whole, works, tmp_path):
+    """Of two concepts base, fifteen erasers and the bench's pair, 34 cells, and the pair that is stored of circles; asked for, it is made on both."""
+    _, outcome, _ = whole
+    given = {"results": outcome.out, "concept": ["circle", "square"], "methods": None, "dry_run": True}
+    assert ask(works, tmp_path / "a", **given).extra["lines"][0].startswith("31 of 35 cells are left")
+    given |= {"methods": "uce+negative_prompt"}
+    assert ask(works, tmp_path / "b", **given).extra["lines"][0].startswith("2 of 4 cells are left")
+
+
 def test_a_plan_is_priced_without_making_anything(works, tmp_path):
     """Base and UCE under one attack: 2 sets of plain images and 2 of attacked ones, 3 prompts, 2 steps, 2 passes each; searches end after 30 s."""
     outcome = ask(works, tmp_path / "out", methods=["uce"], dry_run=True)

@@ -74,7 +74,7 @@ def measured(
     given = dict(pages.named(text) for text in patches)
     bench = Bench(session, table, judge_for(session, table), listed, out.with_name(f"{out.name}-kept"), chosen, given, rows)
     pages.take(bench, stored_in / f"{NAME}.json", Results, "the bench of attacks")
-    cells = [cell for cell in bench.planned if not concepts or cell[0] in concepts]
+    cells = [cell for cell in (bench.possible if rows else bench.planned) if not concepts or cell[0] in concepts]
     cells = [cell for cell in cells if (not rows or cell[1] in (*MODELS, *rows)) and (not attacks or cell[2] in attacks)]
     if dry_run:
         left = bench.left(cells)
@@ -98,7 +98,7 @@ def measured(
         return before | bench.tiles(found, name)
 
     tiles = {about.name: tiles_of(about.name) for about in found.concepts}
-    name = max(tiles, key=lambda name: len(tiles[name]))
+    name = max(found.concepts, key=lambda about: len(tiles[about.name]) / (len(about.rows) * len(found.attacks))).name
     found = found.model_copy(update={"shown": name if tiles[name] else ""})
     pages.keep_page(tiles[name], list(found.of(name)), found.attacks, folder / page.name, LARGEST, name)
     write_atomically(folder / f"{NAME}.json", pages.lines(found))
@@ -186,6 +186,6 @@ def write(
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == results.planned
-    caption = f"`{results.shown}`, of which most pictures are at hand, {CAPTION}"
+    caption = f"`{results.shown}`, of whose cells most have their picture at hand, {CAPTION}"
     whole = verdict(results, beside)
     return pages.write(folder, NAME, TITLE, caption, whole, chapters, again, started, complete=complete)
