@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assay.benches.erasure import NO_OPS, OBJECTS, PAPERS, STYLES, UNTRIED, VALIDATION, About, Cell, Results, Settings, Share, distances, subjects
+from assay.benches.erasure import NO_OPS, OBJECTS, PAPERS, SLOW, STYLES, UNTRIED, VALIDATION, About, Cell, Results, Settings, Share, distances, subjects
 from assay.benches.erasure_bars import idle
+from assay.benches.verdicts import NEAR
 from assay.noise import numpy_generator
 from assay.training.world import REFERENCES
 from assay.verbs.bench_rows import AGAINST_COPIES
@@ -124,9 +125,14 @@ def test_the_papers_settings_are_rows_unless_they_do_nothing():
     for trial in trials:
         if trial.get("preset") == "paper":
             tried.setdefault(trial["method"], []).append(idle(base[trial["concept"]], trial["shares"]))
-    assert {f"{name}@paper" for name, still in tried.items() if not all(still)} == set(PAPERS)
+    assert {f"{name}@paper" for name, still in tried.items() if not all(still)} == {*PAPERS, *(f"{name}@paper" for name in SLOW)}
     assert {name for name, still in tried.items() if all(still)} == set(NO_OPS)
     assert {row["name"] for row in table("erasure")} - set(AGAINST_COPIES) - set(tried) == set(UNTRIED)
+    for trial in (trial for trial in trials if trial.get("preset") == "paper" and trial["method"] in SLOW):
+        (part,) = (part for part in trial["shares"] if part.startswith("target"))
+        (left, n), (shown, of) = trial["shares"][part], base[trial["concept"]][part]
+        assert left / n > shown / of - NEAR
+        assert trial["seconds"] > 600
 
 
 def test_uce_takes_out_what_it_moves_far_enough():

@@ -138,7 +138,9 @@ PAPERS = tuple(f"{name}@paper" for name in ("uce", "rece", "sld", "sega", "negat
 """Rows of erasers with their papers' own settings, of those that are no no-op on fluent or fruit (`benchmarks/erasure-tuning.json`)."""
 NO_OPS = ("forget_me_not", "inverse_lora", "uce_debias")
 """Erasers whose papers' settings move nothing there: neither what is erased nor what is to stay, by as much as the bar of the target is wide."""
-UNTRIED = ("adv_unlearn", "concept_ablation", "esd", "maximise_loss", "salun")
+SLOW = ("esd",)
+"""Erasers whose papers' settings move something there, take nothing out, and are no rows: at a quarter of an hour a concept."""
+UNTRIED = ("adv_unlearn", "concept_ablation", "maximise_loss", "salun")
 """Those whose papers' settings were not tried: they train for eight minutes to an hour a concept."""
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t as student
 
-from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, NO_OPS, PARTS, REFERENCE, UNTRIED, About, Beside, Cell, Results, Share
+from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, NO_OPS, PARTS, REFERENCE, SLOW, UNTRIED, About, Beside, Cell, Results, Share
 from assay.benches.erasure_bars import agreed, bars, erased, held, judged, over_seeds, share, shares, speaks, steady, together
 from assay.benches.verdicts import COST, NEAR, ROUNDING, comparable, fall, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
@@ -327,7 +327,8 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
     if any("@paper" in cell.row for cell in results.cells):
         said.append(
             f"Rows `@paper` have the papers' own settings. Those of {', '.join(NO_OPS)} are no-ops on this model, by trials on other concepts, and "
-            f"no rows; those of {', '.join(UNTRIED)} were not tried."
+            f"no rows; those of {', '.join(SLOW)} take nothing out there in a quarter of an hour a concept, and are no rows either; those of "
+            f"{', '.join(UNTRIED)} were not tried."
         )
     seeds = {about.name: over_seeds(results, repeats, about) for about in results.concepts}
     lines, more = moves([one for one in beside if one.digests == results.digests])
