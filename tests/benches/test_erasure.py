@@ -7,7 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assay.benches.erasure import NO_OPS, OBJECTS, PAPERS, SLOW, STYLES, UNTRIED, VALIDATION, About, Cell, Results, Settings, Share, distances, subjects
+from assay.benches.erasure import (
+    NO_OPS,
+    OBJECTS,
+    PAPERS,
+    SLOW,
+    STYLES,
+    UNTRIED,
+    VALIDATION,
+    About,
+    Cell,
+    Results,
+    Settings,
+    Share,
+    distances,
+    subjects,
+)
 from assay.benches.erasure_bars import idle
 from assay.benches.verdicts import NEAR
 from assay.noise import numpy_generator
