@@ -141,7 +141,7 @@ NO_OPS = ("forget_me_not", "inverse_lora", "uce_debias")
 SLOW = ("esd",)
 """Erasers whose papers' settings move something there, take nothing out, and are no rows: at a quarter of an hour a concept."""
 UNTRIED = ("adv_unlearn", "concept_ablation", "maximise_loss", "salun")
-"""Those whose papers' settings were not tried: they train for eight minutes to an hour a concept."""
+"""Those whose papers' settings were not tried: they train for a quarter of an hour to more than one a concept."""
 
 
 class Share(Part):

@@ -117,8 +117,11 @@ class Bench:
     def planned(self) -> list[tuple[str, str, str]]:
         """(concept, row, attack) of every cell of the bench; of rows that were asked for beside it, on the concepts where they were begun."""
         rows = {name: self.rows_of(name) for name in self.subjects}
-        there = {name: [row for row in rows[name] if row not in self.special or row in COMBINATIONS or self._begun(name, row)] for name in rows}
+        there = {name: [row for row in rows[name] if self._of_bench(row) or self._begun(name, row)] for name in rows}
         return [cell for cell in self.possible if cell[1] in there[cell[0]]]
+
+    def _of_bench(self, row: str) -> bool:
+        return row not in self.special or row in COMBINATIONS
 
     def _begun(self, name: str, row: str) -> bool:
         return any(self.cell(name, row, attack) or (name, row, attack) in self.before for attack in self.attacks)
@@ -343,7 +346,7 @@ class Bench:
             pairs = [(row, attack) for row in dict.fromkeys([*MODELS, *rows]) for attack in self.attacks]
             there = [cell for pair in pairs if (cell := self.cell(name, *pair) or self.before.get((name, *pair)))]
             there = [cell.model_copy(update={"plan": self.mark(name, cell.row, cell.attack)}) for cell in there]
-            plan = [row for row in rows if row not in self.special or row in COMBINATIONS]
+            plan = list(filter(self._of_bench, rows))
             rows = [row for row in dict.fromkeys([*MODELS, *rows]) if row in plan or any(cell.row == row for cell in there)]
             more = {"anchor": concept.anchor, "members": list(concept.members), "rows": rows}
             concepts.append(About(name=name, kind=subject.kind, reference=subject.reference, **more))
