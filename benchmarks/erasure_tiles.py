@@ -1,11 +1,11 @@
 """Missing pictures of the bench of erasers: the eraser is made again, and what its cell showed drawn for `benchmarks/erasure.png`.
 
-    python benchmarks/erasure_tiles.py [--folder out/erasure-tiles] [--made out/bench-attacks-kept] ...
+    python benchmarks/erasure_tiles.py [--folder out/erasure-tiles] [--made out/bench-attacks-kept] ... [--patch again=PATH] ...
 
 Pictures of a cell are kept where it was measured; where that folder is gone, its figures are in `benchmarks/erasure.json` and its pictures nowhere.
 An eraser made again elsewhere differs in its last bits, and what it draws a little: such places are listed as `redrawn`, and the page says how many
 there are. Figures stay as they were measured. `--made` are folders of cells where patches may still lie, so that those are not made again. Seconds to
-two minutes an eraser on two cores; killed, it goes on. Models that erasers are held against are not made.
+two minutes an eraser on two cores; killed, it goes on. Models that erasers are held against are not made, but drawn where they are given (`--patch`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from assay.patched import Patched
 from assay.record import write_atomically
 from assay.reports.pictures import grid
 from assay.verbs import bench_pages as pages
+from assay.verbs.bench_rows import Rows
 from assay.verbs.erasure_report import LARGEST, file_of
 from assay.verbs.erasures import Bench
 from assay.verbs.evaluate import images_of
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("out/erasure-tiles"))
     parser.add_argument("--made", type=Path, action="append", default=[])
+    parser.add_argument("--patch", action="append", default=[], metavar="NAME=PATH")
     options = parser.parse_args()
     file = file_of(HERE, 0)
     stored, page, works = pages.read(file, Results, "the bench of erasers"), file.with_suffix(".png"), assay.builtin_works()
@@ -44,13 +46,18 @@ def main() -> None:
     bench.take(stored)
     tiles = pages.tiles_of(page)
     names, columns = [about.name for about in stored.concepts], list(dict.fromkeys(row for _, row in stored.planned))
-    todo = [(cell.concept, cell.row) for cell in bench.before.values() if cell.row not in MODELS and not cell.failed]
+    models = Rows(session, subjects(works), dict(map(pages.named, options.patch)), MODELS)  # the bench itself counts cells of these alone
+    todo = [(cell.concept, cell.row) for cell in bench.before.values() if models.there(bench.subjects[cell.concept], cell.row) and not cell.failed]
     todo = [place for place in todo if place not in tiles]
     for number, (name, row) in enumerate(todo, 1):
         asked = bench.asked(name)
         kept = {part: [folder / pages.slug(name) / part for folder in options.made] for part in bench.rows.parts(row)}
         places = {part: next((one for one in folders if (one / "cost.json").exists()), bench.folder_of(name, part)) for part, folders in kept.items()}
-        stack, _ = bench.rows.stacked(asked.concept, places)
+        if row in MODELS:
+            given = models.given(bench.subjects[name], row)
+            stack = [] if given is None else [given]
+        else:
+            stack, _ = bench.rows.stacked(asked.concept, places)
         prompts = [asked.what.rows[index] for _, index in (asked.shown[0], asked.shown[-1])]
         with Patched(session.denoiser, [(patch, 1.0) for patch in stack]):
             images = images_of(session.denoiser, prompts, seed=stored.seed, steps=bench.settings.steps, guidance=bench.settings.guidance)
@@ -60,7 +67,7 @@ def main() -> None:
         stored = stored.model_copy(update={"redrawn": redrawn})
         pages.keep_page(tiles, names, columns, page, LARGEST)
         write_atomically(file, pages.lines(stored))
-        print(f"{name}: {row}{', bit for bit the eraser that was measured' if same else ''} ({number} of {len(todo)})", flush=True)
+        print(f"{name}: {row}{', bit for bit what was measured' if same else ''} ({number} of {len(todo)})", flush=True)
 
 
 if __name__ == "__main__":

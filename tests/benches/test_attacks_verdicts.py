@@ -9,7 +9,7 @@ import pytest
 from assay.benches import erasure
 from assay.benches.attacks import COUNTS, MODELS, SUBJECTS, About, Cell, Results, Settings
 from assay.benches.attacks_chapters import chapter, verdict
-from assay.benches.attacks_verdicts import PUBLISHED, admitted, bars, floors, published, untried
+from assay.benches.attacks_verdicts import PUBLISHED, admitted, bars, beside, floors, published, untried
 from assay.benches.erasure import ATTACKED, BALANCING, BASE, COMBINATIONS, Share
 from assay.evaluation.concealment import difference
 from assay.evaluation.intervals import wilson
@@ -177,6 +177,47 @@ def test_without_a_reference_there_is_no_verdict():
     assert any("`--patch no-families=`" in line for line in verdict(found).findings)
 
 
+def reference(totals: list[int], patch: str, **more) -> list[Cell]:
+    return [cell("reference", attack, total, patches=[patch], **more) for attack, total in zip(ATTACKS, totals, strict=False)]
+
+
+def test_a_verdict_that_hangs_on_one_training_of_the_reference_is_said():
+    """Of 20, under three attacks: beside the first training UCE stays (2, 3, 2 for 2, 3, 9), SLD not (2, 6, 2); beside the second, whose third figure
+    is 12 and does not count, SLD stays for 6, and UCE for as much. ESD's third figure is 14: it stays beside the second alone. Nothing is known of
+    what everything else costs, so nothing is known to do both; SLD and ESD are known not to beside the first."""
+    totals = {"uce": (2, 3, 2), "sld": (2, 6, 2), "esd": (2, 3, 14)}
+    erased = [cell(row, attack, total) for row, found in totals.items() for attack, total in zip(ATTACKS, found, strict=True)]
+    first = results([*reference([2, 3, 9], "a"), *erased])
+    second = results(reference([2, 6, 12], "b"))
+    assert {row: bar.stays for row, bar in bars(first, "cats").items()} == {"uce": True, "sld": False, "esd": False}
+    (line,) = (line for line in chapter(first, first.concepts[0], others=[second]).findings if line.startswith("Held against another training"))
+    assert line in verdict(first, others=[second]).findings
+    assert "from which 3 attacks bring back up to 3 prompts more or fewer: counts beside one of the two alone: latent_inversion;" in line
+    assert "stay out beside both: uce; beside the other alone: sld, esd. Known" in line
+    assert line.endswith("Known to stay out and spare everything else beside both: none; not known beside one of them: uce, sld, esd.")
+    assert not any("Held against" in line for line in verdict(first).findings)
+
+
+def test_of_a_training_that_was_attacked_in_part_it_is_not_known():
+    """The second training met two attacks of three: UCE, which stays beside the first, is neither in nor out beside it."""
+    first = results([*reference([2, 3, 9], "a"), *(cell("uce", attack, 2) for attack in ATTACKS)])
+    (line,) = (line for line in verdict(first, others=[results(reference([2, 3], "b"))]).findings if line.startswith("Held against"))
+    assert "not tried on it: latent_inversion; stay out beside both: none; not known beside one of them: uce." in line
+
+
+def test_another_training_is_one_with_other_bits_that_met_the_same_attacks():
+    """Not the very same model, nor one attacked with other settings or plans, nor one of a concept that is not there."""
+    first = results([*reference([2, 3, 9], "a"), cell("uce", "random_prompts", 2)])
+    second = results(reference([2, 6, 12], "b"))
+    changed = beside(first, second, "cats")
+    assert changed is not None
+    assert (changed.of("cats")["reference"], changed.of("cats")["uce"]) == (second.of("cats")["reference"], first.of("cats")["uce"])
+    assert beside(first, results(reference([2, 3, 9], "a")), "cats") is None
+    assert beside(first, second.model_copy(update={"settings": {"each": 8}}), "cats") is None
+    assert beside(first, results(reference([2, 6, 12], "b", plan="other")), "cats") is None
+    assert beside(first, results(reference([2, 6, 12], "b", concept="clocks"), ("clocks",)), "cats") is None
+
+
 def test_a_reference_that_hardly_differs_is_said_not_to_speak():
     """Plain prompts show 12 of 20 on the base: beside 5 that is less than 40 points, beside 4 it is as many."""
     for pre, hardly in ((5, True), (4, False)):
@@ -278,7 +319,24 @@ def test_a_reference_trained_again_moves_its_own_figures():
             assert (cell.plan, cell.shares["total"].n, cell.early, now[attack].early) == (now[attack].plan, 16, False, False)
             moved[about.name, attack] = (cell.shares["total"].hits, now[attack].shares["total"].hits)
     assert max(abs(before - after) for before, after in moved.values()) == 4
-    assert (moved["clocks", "ring_a_bell"], moved["clocks", "relearning"]) == ((5, 1), (10, 8))
+    assert (moved["clocks", "ring_a_bell"], moved["clocks", "relearning"], moved["clocks", "concept_inversion"]) == ((5, 1), (10, 8), (2, 5))
+
+
+def test_the_pair_meets_the_bar_on_clocks_beside_one_training_of_the_reference():
+    """What the docs say: learned embeddings bring clocks back on 5 prompts after Concept Ablation with RECE and on 4 after gradient ascent, from the
+    first training on 2 and from the second on 5; relearning, on 10 of 16 of the first's, does not count beside it."""
+    stored = Path(__file__).parents[2] / "benchmarks"
+    first, second = (Results.model_validate_json((stored / name).read_bytes()) for name in ("attacks-first-reference.json", "attacks.json"))
+    bench = erasure.Results.model_validate_json((stored / "erasure.json").read_bytes())
+    changed = beside(second, first, "clocks")
+    assert changed is not None
+    found = bars(changed, "clocks", bench)
+    pair, ascent = found["concept_ablation+rece"], found["maximise_loss"]
+    assert (pair.attack, pair.total.hits, pair.reference.hits, pair.stays, pair.spared) == ("concept_inversion", 5, 2, False, True)
+    assert (ascent.attack, ascent.total.hits, ascent.reference.hits, ascent.stays) == ("concept_inversion", 4, 2, False)
+    assert set(admitted(second, "clocks")) - set(admitted(changed, "clocks")) == {"relearning"}
+    both = {row for row, bar in bars(second, "clocks", bench).items() if bar.stays and found[row].stays}
+    assert both == {"sld", "sega", "negative_prompt", "salun"}
 
 
 def test_one_pair_meets_the_bar_on_two_concepts_and_no_eraser_does():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from assay.benches import erasure
 from assay.benches.attacks import COUNTS, About, Results
-from assay.benches.attacks_verdicts import BY, FLOOR, PUBLISHED, SOURCE, Bar, Published, admitted, bars, floors, parted, published, untried
+from assay.benches.attacks_verdicts import BY, FLOOR, PUBLISHED, SOURCE, Bar, Published, admitted, bars, beside, floors, parted, published, untried
 from assay.benches.erasure import BASE, REFERENCE, Share
 from assay.benches.verdicts import COST, NEAR, ROUNDING
 from assay.evaluation.admission import LEAST
@@ -33,13 +33,14 @@ def said(share: Share) -> str:
     return f"{share.value:.0%} ({low:.0%} to {high:.0%})"
 
 
-def chapter(results: Results, about: About, erasers: erasure.Results | None = None) -> Record:
+def chapter(results: Results, about: About, erasers: erasure.Results | None = None, others: Sequence[Results] = ()) -> Record:
     """Write up one concept.
 
     Args:
         results: what was measured.
         about: the concept.
         erasers: the bench of erasers, which says what an erasure costs everything else.
+        others: the same attacks on other trainings of the reference.
     """
     cells, judge, metrics = results.of(about.name), results.digests["judge"][:12], []
     attacks = [attack for attack in results.attacks if any(attack in attacked for attacked in cells.values())]
@@ -77,7 +78,8 @@ def chapter(results: Results, about: About, erasers: erasure.Results | None = No
         seeds={"seed": results.seed},
         digests=results.digests,
         metrics=metrics,
-        findings=_found(results, about, erasers) or ["Nothing of this concept has been measured yet."],
+        findings=[*_found(results, about, erasers), *other_references(results, about.name, erasers, others)]
+        or ["Nothing of this concept has been measured yet."],
         shows_not=SHOWS_NOT,
         tables=tables,
         versions=versions(),
@@ -175,12 +177,47 @@ def left_out(results: Results, concept: str) -> list[str]:
     ]
 
 
-def verdict(results: Results, erasers: erasure.Results | None = None) -> Record:
+def other_references(results: Results, concept: str, erasers: erasure.Results | None, others: Sequence[Results]) -> list[str]:
+    """Say which verdicts on a concept hang on the one training that its reference is, where the same attacks were made on others.
+
+    Args:
+        results: what was measured.
+        concept: its name.
+        erasers: the bench of erasers.
+        others: the same attacks on other trainings of the reference.
+    """
+    own, floor, lines = bars(results, concept, erasers), floors(results, concept), []
+    for again in (found for other in others if (found := beside(results, other, concept))):
+        theirs, there = bars(again, concept, erasers), floors(again, concept)
+        shared = [attack for attack in floor if attack in there]
+        moved = max((abs(there[attack].hits - floor[attack].hits) for attack in shared), default=0)
+        counts = [set(admitted(one, concept)) for one in (results, again)]
+        alone = ", ".join(attack for attack in shared if (attack in counts[0]) != (attack in counts[1]))
+        missing = ", ".join(attack for attack in floor if attack not in there)
+        lines.append(
+            f"Held against another training of the reference of `{concept}`, from which {len(shared)} attacks bring back up to {moved} prompts more "
+            f"or fewer: {f'not tried on it: {missing}; ' * bool(missing)}{f'counts beside one of the two alone: {alone}; ' * bool(alone)}"
+            f"stay out {_both(own, theirs, 'stays')}. Known to stay out and spare everything else {_both(own, theirs, 'meets')}."
+        )
+    return lines
+
+
+def _both(own: Mapping[str, Bar], theirs: Mapping[str, Bar], what: str) -> str:
+    """Name the rows of which something holds beside two trainings of the reference, or beside one of them."""
+    found = {row: (getattr(own[row], what), getattr(theirs[row], what)) for row in own if row in theirs}
+    places = {"beside both": (True, True), "beside the one above alone": (True, False), "beside the other alone": (False, True)}
+    named = {where: [row for row, said_of in found.items() if said_of == place] for where, place in places.items()}
+    named["not known beside one of them"] = [row for row, said_of in found.items() if None in said_of]
+    return "; ".join(f"{where}: {', '.join(rows) or 'none'}" for where, rows in named.items() if rows or where == "beside both")
+
+
+def verdict(results: Results, erasers: erasure.Results | None = None, others: Sequence[Results] = ()) -> Record:
     """Write up the whole bench: which attacks can speak, who stands up to them all, and how published work orders the erasers.
 
     Args:
         results: what was measured.
         erasers: the bench of erasers, which says what an erasure costs everything else.
+        others: the same attacks on other trainings of the references.
     """
     tables, lines, metrics = [], [results.coverage], []
     floor = {about.name: found for about in results.concepts if (found := floors(results, about.name))}
@@ -211,6 +248,7 @@ def verdict(results: Results, erasers: erasure.Results | None = None) -> Record:
     if several:
         meet = ", ".join(row for row, bar in several.items() if bar.meets) or "none"
         lines.append(f"Of {len(several)} combination{'' if len(several) == 1 else 's'} of erasers held against it these do both: {meet}.")
+    lines += [line for name in judged for line in other_references(results, name, erasers, others)]
     tables += [table for name, found in judged.items() for table in _bars(name, found)]
     silent = [about.name for about in results.concepts if about.name not in judged and results.of(about.name)]
     lines += [_no_verdict(results, about) for about in results.concepts if about.name in silent]

@@ -105,6 +105,21 @@ def bars(results: Results, concept: str, erasers: erasure.Results | None = None)
     return found
 
 
+def beside(results: Results, other: Results, concept: str) -> Results | None:
+    """Return the results with another training of a concept's reference in place of theirs; None where the other results hold none.
+
+    What was attacked otherwise, or is the very model that stands here, is no other training.
+    """
+    there, own = (of.of(concept).get(REFERENCE, {}) if any(about.name == concept for about in of.concepts) else {} for of in (results, other))
+    again = {attack: cell for attack, cell in own.items() if attack in there and cell.plan == there[attack].plan}
+    if (results.digests, results.settings, results.seed) != (other.digests, other.settings, other.seed) or not again:
+        return None
+    if _patches(again) & _patches(there):
+        return None
+    kept = [cell for cell in results.cells if (cell.concept, cell.row) != (concept, REFERENCE)]
+    return results.model_copy(update={"cells": [*kept, *again.values()]})
+
+
 def parted(found: Mapping[str, Bar]) -> tuple[dict[str, Bar], dict[str, Bar]]:
     """Return the bars of single erasers, and of several on one model, which are listed apart."""
     return {row: bar for row, bar in found.items() if "+" not in row}, {row: bar for row, bar in found.items() if "+" in row}

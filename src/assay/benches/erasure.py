@@ -262,7 +262,7 @@ class Results(Part):
     made: dict[str, str] = Field(default_factory=dict)
     """Eraser -> digest of its settings."""
     redrawn: list[tuple[str, str]] = Field(default_factory=list)
-    """(concept, row) of pictures on the page that are of an eraser made again, with other bits than the one that was measured, which is gone."""
+    """(concept, row) of pictures on the page that are of an eraser or a model made again, with other bits than the one measured, which is gone."""
 
     def of(self, concept: str) -> dict[str, Cell]:
         """Return the cells of a concept: row -> cell, in the order of the plan."""

@@ -15,7 +15,7 @@ from assay.concept import Kind
 from assay.errors import Missing
 from assay.jobs.folder import OutFolder
 from assay.jobs.outcome import Outcome
-from assay.record import Picture, Record, sha256_file, write_atomically
+from assay.record import Picture, Record, digest_of, sha256_file, write_atomically
 from assay.reports.pictures import save_picture
 from assay.verbs import bench_pages as pages
 from assay.verbs.attacks import Bench
@@ -116,7 +116,7 @@ def measured(
         "patch": list(patches),
     }
     again = pages.again_of(session, NAME, works, settings, options)
-    outcome = write(found, erasers(stored_in), folder, pictured, again, session.started)
+    outcome = write(found, erasers(stored_in), other_references(stored_in), folder, pictured, again, session.started)
     return replace(outcome, status="unfinished" if bench.left(cells) else "done")
 
 
@@ -124,6 +124,11 @@ def erasers(results: Path) -> erasure.Results | None:
     """Return the stored results of the bench of erasers, if there are any."""
     file = results / f"{ERASURE}.json"
     return pages.read(file, erasure.Results, "the bench of erasers") if file.exists() else None
+
+
+def other_references(results: Path) -> list[Results]:
+    """Return what is stored of the same attacks on other trainings of the references."""
+    return [pages.read(file, Results, "the bench of attacks") for file in sorted(results.glob(f"{NAME}-*-reference.json"))]
 
 
 def read(results: Path, seed: int) -> tuple[Path, Results]:
@@ -153,18 +158,20 @@ def stored(results: Path, out: Path, started: float, seed: int = erasure.SEED) -
         Missing: there is no such folder, or no such results in it.
         BadInput: they cannot be read.
     """
-    (file, found), beside = read(results, seed), erasers(results)
+    (file, found), beside, others = read(results, seed), erasers(results), other_references(results)
     plan = {"command": "bench", "subject": NAME, "results": sha256_file(file)}
-    folder = OutFolder(out, plan | ({} if beside is None else {"erasers": sha256_file(results / f"{ERASURE}.json")}))
+    plan |= {} if beside is None else {"erasers": sha256_file(results / f"{ERASURE}.json")}
+    folder = OutFolder(out, plan | ({"others": [digest_of(one.model_dump()) for one in others]} if others else {}))
     if (page := results / f"{NAME}.png").exists():
         shutil.copyfile(page, folder / page.name)
     again = ["bench", NAME, "--results", str(results), *([] if seed == erasure.SEED else ["--seed", str(seed)])]
-    return write(found, beside, folder, lambda *_: [], again, started)
+    return write(found, beside, others, folder, lambda *_: [], again, started)
 
 
 def write(
     results: Results,
     beside: erasure.Results | None,
+    others: Sequence[Results],
     folder: OutFolder,
     pictured: Callable[[About, Path], list[Picture]],
     again: list[str],
@@ -175,6 +182,7 @@ def write(
     Args:
         results: what was measured.
         beside: the bench of erasers.
+        others: the same attacks on other trainings of the references.
         folder: to write to; the page of pictures lies in it already, if there is one.
         pictured: saves a concept's picture into a folder.
         again: words of the command that asks the same again.
@@ -182,10 +190,10 @@ def write(
     """
 
     def chapter_of(about: About) -> Callable[[Path], Record]:
-        return lambda where: chapter(results, about, beside).model_copy(update={"pictures": pictured(about, where)})
+        return lambda where: chapter(results, about, beside, others).model_copy(update={"pictures": pictured(about, where)})
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == results.planned
     caption = f"`{results.shown}`, of whose cells most have their picture at hand, {CAPTION}"
-    whole = verdict(results, beside)
+    whole = verdict(results, beside, others)
     return pages.write(folder, NAME, TITLE, caption, whole, chapters, again, started, complete=complete)

@@ -197,6 +197,6 @@ def write(
 
     chapters = {about.name: chapter_of(about) if results.of(about.name) else None for about in results.concepts}
     complete = len(results.cells) == len(results.planned)
-    again_drawn = f" {len(results.redrawn)} are of an eraser made again on another machine, with the figures of the one that is gone."
+    again_drawn = f" {len(results.redrawn)} are of an eraser or a model made again on another machine, with the figures of the one that is gone."
     caption = CAPTION + (again_drawn if results.redrawn else "")
     return pages.write(folder, NAME, TITLE, caption, verdict(results, repeats, moved), chapters, again, started, complete=complete)
