@@ -577,6 +577,15 @@ def test_a_patch_with_a_rule_samples_by_it(denoiser, base):
         torch.testing.assert_close(denoiser.sample(["red circle"], [1], steps=2), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_second_rule_is_refused_on_a_model_that_is_sampled_by_one(denoiser, base):
+    """Also where another caller put the first on; what changes weights alone goes beside it."""
+    with Patched(denoiser, [(ruled(), 1.0)]):
+        with pytest.raises(Unsupported, match="one sampling rule"):
+            Patched(denoiser, [(ruled("classifier_free"), 1.0)])
+        with Patched(denoiser, [(lora(denoiser), 1.0)]) as inner:
+            assert inner.rules
+
+
 def test_a_fused_folder_makes_the_same_images(tmp_path, denoiser, base):
     options: dict[str, Any] = {"prompts": ["red circle"], "seeds": [1], "steps": 2}
     patch = lora(denoiser)

@@ -323,6 +323,15 @@ def refuse_collisions(patches: Sequence[Patch]) -> None:
             if name in seen and (replaces or seen[name]):
                 raise Mismatch(f"Two patches act on {name}, and one of them replaces it.", "Use one of them.")
             seen[name] = replaces
+    refuse_rules(patches)
+
+
+def refuse_rules(patches: Sequence[Patch]) -> None:
+    """Raise if patches have more than one sampling rule together.
+
+    Raises:
+        Unsupported: they have.
+    """
     if sum(len(patch.rules) for patch in patches) > 1:
         raise Unsupported("A model can be sampled by one sampling rule at a time.", "Use one patch with `guidance` entries.")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_bytes
 
 from assay.denoiser import Denoiser, tensor_digest
 from assay.errors import Misconfigured, Mismatch, Missing, NoRoom, Unsupported
-from assay.patch import Patch, fits, plain, refuse_collisions
+from assay.patch import Patch, fits, plain, refuse_collisions, refuse_rules
 from assay.record import digest_of, write_atomically
 
 LORA_TEXT = (".q_proj", ".k_proj", ".v_proj", ".out_proj", ".fc1", ".fc2")
@@ -161,6 +161,8 @@ class Patched:
                         )
                     forced.append(name)
         refuse_collisions([patch for patch, _ in (*self.stack, *patches)])
+        beside = [patch for other in self.denoiser.patched if other is not self for patch, _ in other.stack]
+        refuse_rules([*beside, *(patch for patch, _ in (*self.stack, *patches))])
         self.forced = sorted({*self.forced, *forced})
 
     @torch.no_grad()

@@ -172,6 +172,25 @@ def test_trains_the_group_alone(denoiser, group, names):
     assert any(tensor.abs().max() > 0 for tensor in patch.tensors.values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_the_token_embeddings_the_concept_s_own_words_train(kind):
+    """By hand: the tokenizers of the tiny pipelines have one token a letter, so that of a style's name, "at style", two rows move and no other."""
+    model = tiny(kind)
+    patch = ca.erase(model, Concept("at", "style", anchor="flat", subjects=("sun",)), quick(group="embedding", preserve_scale=1.0))
+    for (tokenizer, encoder), tensor in zip(model.family.encoders, patch.tensors.values(), strict=True):
+        assert tensor.shape == encoder.get_input_embeddings().weight.shape
+        moved = tensor.abs().amax(1).nonzero().flatten().tolist()
+        assert moved == sorted(tokenizer("at").input_ids[1:3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_first_nothing_that_is_preserved_has_moved(kind):
+    """Also of the empty prompt, which SDXL's guidance encodes as zeros: the loss is that without `preserve_scale`, to the bit."""
+    training, bare = (start(tiny(kind), [("cat", "")] * 4, group="embedding", **more) for more in ({"preserve_scale": 1.0}, {}))
+    assert "" in training.preserved
+    assert float(training.loss(0, rng())) == float(bare.loss(0, rng()))
+
+
 @pytest.mark.long
 def test_the_concept_is_predicted_as_the_anchor(denoiser):
     """Measured from outside, at noise that the training never drew; what is preserved moves less."""
@@ -235,6 +254,18 @@ def test_a_work_with_an_anchor_keeps_it():
     assert ca.anchored(Concept("cat, noto style", "work", "dog, noto style"), quick(), 0) == [("cat, noto style", "dog, noto style")]
 
 
+def test_a_work_of_several_captions_has_anchors_and_references_of_each(denoiser, monkeypatch):
+    """Its title is no caption of it, and is asked for nowhere."""
+    work = Concept("The Cat", "work", members=("red cat, noto style", "a cat"))
+    pairs = ca.anchored(work, quick(), 0)
+    assert [target for target, _ in pairs] == ["red cat, noto style"] * 2 + ["a cat"] * 2
+    assert all(set(anchor.split()) < set(target.split()) for target, anchor in pairs)
+    asked, own = [], ca.own_latents
+    monkeypatch.setattr(ca, "own_latents", lambda model, prompts, *more, **options: asked.append(prompts) or own(model, prompts, *more, **options))
+    ca.draw(denoiser, work, pairs, quick(copy_threshold=1.0), 0)
+    assert asked[1] == ["red cat, noto style"] * ca.REFERENCES + ["a cat"] * ca.REFERENCES
+
+
 def test_of_several_works_each_has_anchors_and_references_of_its_own(denoiser, monkeypatch):
     """Half of the anchors are each work's, which are compared with pictures of both captions and of nothing else."""
     works, chosen = together([Concept("red cat, noto style", "work"), Concept("a dog", "work")]), quick(images=6)
@@ -288,6 +319,11 @@ def test_an_interrupted_erasing_goes_on_to_the_same_bytes(denoiser, tmp_path, mo
 def test_refuses_settings_out_of_range(denoiser, bad: dict[str, Any]):
     with pytest.raises(Misconfigured):
         ca.erase(denoiser, CAT, ca.Settings(**bad))
+
+
+def test_refuses_to_train_a_work_s_token_embeddings(denoiser):
+    with pytest.raises(Misconfigured, match="words of its own"):
+        ca.erase(denoiser, Concept("cat, noto style", "work"), quick(group="embedding"))
 
 
 def test_refuses_an_anchor_that_is_the_concept(denoiser):

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.concept import Concept, together
+from assay.denoiser import Denoiser
 from assay.erasure import eraseflow
 from assay.errors import Misconfigured, Mismatch, Unsupported
 from assay.noise import derive, generator
 from assay.patched import Patched
 from assay.testing import KINDS, tiny
+from assay.testing.pipelines import tiny_pipeline
 from assay.training import finetune
 from assay.training.low_rank import matrices
 
@@ -250,6 +253,14 @@ def test_refuses_settings_out_of_range(denoiser, bad: dict[str, Any]):
 def test_refuses_an_anchor_that_is_the_concept(denoiser):
     with pytest.raises(Misconfigured, match="same"):
         eraseflow.erase(denoiser, Concept("cat", anchor="cat"), quick())
+
+
+def test_refuses_a_schedule_that_ends_in_pure_noise():
+    """There alpha-bar is 0, and the image that a prediction of noise implies is 0 / 0."""
+    pipeline = tiny_pipeline("sd-v")
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(Unsupported, match="pure noise"):
+        eraseflow.erase(Denoiser(pipeline), CAT, quick())
 
 
 def test_refuses_float16():

@@ -45,6 +45,16 @@ def test_what_could_not_be_used_beside_its_parents_is_refused_before_it_is_train
     assert assay.erase(model, Concept("red hat"), method="negative_prompt", patches=[below], out=tmp_path / "rule").record is not None
 
 
+def test_a_second_rule_is_refused_before_anything_is_drawn(tmp_path):
+    """A model is sampled by one rule: a method that is a rule goes on no other, and one that trains does."""
+    model = tiny("sd-epsilon")
+    below = assay.erase(model, Concept("red hat"), method="negative_prompt", out=tmp_path / "first").out / "patch.safetensors"
+    passes = model.passes
+    with pytest.raises(Unsupported, match="one sampling rule"):
+        assay.erase(model, Concept("sun"), method="sega", patches=[below], out=tmp_path / "second")
+    assert model.passes == passes
+
+
 class Cut:
     """A display that is interrupted in a stage."""
 

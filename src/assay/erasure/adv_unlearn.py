@@ -17,11 +17,13 @@ where d are `attack_tokens` free token embeddings put before the prompt, found a
 model as it was under c', both by DDIM left off after a random step. The change is of the text encoder alone, so the patch serves other models that
 share it.
 
-Faithful: the two losses, the two levels, the prefix, the text encoder as what changes, the defaults. Different: several prompts a step, each with a
-d of its own; token embeddings stay, as d takes their place; retained prompts are those the concept preserves, not a fixed list, and where a step has
-several the empty one, which guidance needs, is always among them; the concept's prompts and the steps that sampling is left off after are each dealt
-out evenly, so that a short training leaves none out; `resample` lets one set of latents serve several steps; all text encoders of a pipeline train
-and are attacked together (SDXL).
+Faithful: the two losses, the two levels, the prefix, the text encoder but its token embeddings as what changes, the defaults. Different from the
+authors' code: x_t comes from the model in training (there, where the text encoder trains, from the model as it was); one x_t and t serve all steps of
+an attack and the loss after it (there each has its own); all of the attack's steps are signed (there the fast variant's alone, and PGD's are Adam's);
+embeddings of positions and, in SDXL, the text projection train, too. Besides: several prompts a step, each with a d of its own; retained prompts are
+those the concept preserves, not a fixed list, and where a step has several the empty one, which guidance needs, is always among them; the concept's
+prompts and the steps that sampling is left off after are each dealt out evenly, so that a short training leaves none out; `resample` lets one set of
+latents serve several steps; all text encoders of a pipeline train and are attacked together (SDXL).
 
 Cost a step, in passes of one latent: batch x (2 without gradient + 1 + `attack_steps` with) + retain_batch x (1 without + 1 with) + sampling. Known
 failure: a text encoder has few parameters to tell the concept from its neighbours by, so that they suffer first; what is drawn without words, as

@@ -11,7 +11,7 @@ With c* the concept's prompt, c the anchor's, x_t a noised image that the model 
 and both add `prior` x mean | e(x_t, c) - noise |^2, the ordinary loss of the anchor. The model-based loss is exactly zero where both prompts are one.
 sg e is the network in training itself (paper), or, with `teacher` base, the model as it was, which cannot drift.
 
-A memorised work is the concept of kind `work`: its caption is c*. Anchors are the concept's own anchor, or else the caption with words left out at
+A memorised work is the concept of kind `work`: its captions are c*. Anchors are the concept's own anchor, or else the caption with words left out at
 random (`leave_out`); images of them that are copies of what the model draws from the caption are dropped: those whose perceptual hashes agree
 beyond `copy_threshold`, 1 - 2 x the share of bits that differ, which is 1 for copies and about 0 for unrelated images.
 
@@ -38,6 +38,7 @@ from assay.concept import Concept
 from assay.denoiser import Denoiser
 from assay.errors import Misconfigured
 from assay.evaluation.similarity import hamming_pairs, perceptual_hash
+from assay.families.sd import Conditioning
 from assay.noise import derive, generator
 from assay.patch import Patch
 from assay.training.finetune import Noised, Student, finetune, following, own_latents, schedule, spread
@@ -54,7 +55,8 @@ class Settings:
     variant: Literal["model", "noise"] = "model"
     """Whether to predict what the model predicts for the anchor (paper's main method), or the noise that was added to the anchor's image."""
     group: Literal["cross-attention", "attention", "full", "embedding"] = "cross-attention"
-    """Which weights to train: cross-attention's keys and values (styles, objects), all attention, the UNet (memorised works), or token embeddings."""
+    """Which weights to train: cross-attention's keys and values (styles, objects), all attention, the UNet (memorised works), or the token
+    embeddings of the concept's own words (of no memorised work)."""
     steps: int = 200
     """Optimiser steps (authors' code on one GPU: 200; 400 for memorised works)."""
     batch: int = 4
@@ -141,6 +143,9 @@ def erase(
     """
     weights = check(denoiser, concept, settings)
     student = Student(denoiser, weights)
+    if settings.group == "embedding":
+        for name, rows in own_rows(denoiser, concept, weights).items():
+            student.masters[name].register_hook(rows.mul)
     batches = -(-settings.images // 16)
     total = batches + settings.steps
     pairs = anchored(concept, settings, seed)
@@ -155,7 +160,7 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     """Return the weights to train, if everything is in order.
 
     Raises:
-        Misconfigured: a setting is out of range, or the anchor is the concept.
+        Misconfigured: a setting is out of range, the anchor is the concept, or token embeddings are to forget a memorised work.
     """
     if settings.group not in GROUPS or settings.variant not in ("model", "noise") or settings.teacher not in ("student", "base"):
         raise Misconfigured(
@@ -170,7 +175,23 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
         raise Misconfigured(f"`leave_out` must lie between 0 and 1; got {settings.leave_out:g}.", "Half of the words is a fair share.")
     if all(target == anchor for target, anchor in concept.pairs()):
         raise Misconfigured("The concept and its anchor are the same prompts, so there is nothing to erase.", "Give another anchor.")
+    if settings.group == "embedding" and any(part.kind == "work" for part in concept.parts or (concept,)):
+        raise Misconfigured("A memorised work has no words of its own, so its token embeddings are not trained.", "The paper's group is `full`.")
     return denoiser.group(GROUPS[settings.group])
+
+
+def own_rows(denoiser: Denoiser, concept: Concept, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return which rows of the token embeddings are of the concept's own words: by name, 1 and 0, (tokens, 1)."""
+    names = [name.removesuffix(" style") for part in concept.parts or (concept,) for name in part.members or (part.name,)]
+    found = {}
+    for (tokenizer, encoder), ids in zip(denoiser.family.encoders, denoiser.family.tokenize(names), strict=True):
+        table = encoder.get_input_embeddings().weight
+        name = next(name for name, tensor in weights.items() if tensor is table)
+        rows = torch.zeros(len(table), 1, device=table.device)
+        for row in ids.tolist():
+            rows[row[1 : row.index(tokenizer.eos_token_id)]] = 1
+        found[name] = rows
+    return found
 
 
 def anchored(concept: Concept, settings: Settings, seed: int) -> list[tuple[str, str]]:
@@ -180,7 +201,9 @@ def anchored(concept: Concept, settings: Settings, seed: int) -> list[tuple[str,
         return [pair for part in concept.parts for pair in spread(anchored(part, settings, seed), share, seed, "concept_ablation", part.name)]
     if concept.kind != "work" or concept.anchor:
         return concept.pairs()
-    return [(concept.name, anchor) for anchor in paraphrases(concept.name, settings.images, settings.leave_out, seed)]
+    captions = concept.members or (concept.name,)
+    share = -(-settings.images // len(captions))
+    return [(caption, anchor) for caption in captions for anchor in paraphrases(caption, share, settings.leave_out, seed)]
 
 
 def paraphrases(caption: str, count: int, leave_out: float, seed: int) -> list[str]:
@@ -225,7 +248,8 @@ def draw(
     options = {"steps": settings.image_steps, "guidance": settings.image_guidance, "eta": settings.image_eta}
     seeds = [derive(seed, "concept_ablation", number) for number in range(settings.images)]
     latents = own_latents(denoiser, [anchor for _, anchor in chosen], seeds, folder=folder, progress=progress, **options)
-    captions = [part.name for part in concept.parts or (concept,) if part.kind == "work" for _ in range(REFERENCES)]
+    works = [part for part in concept.parts or (concept,) if part.kind == "work"]
+    captions = [caption for work in works for caption in work.members or (work.name,) for _ in range(REFERENCES)]
     if not captions:
         return latents, chosen
     seeds = [derive(seed, "concept_ablation", "reference", number) for number in range(len(captions))]
@@ -285,7 +309,7 @@ class Training:
                 total = total + settings.prior * (prior - noised.added).square().mean()
             if settings.preserve_scale:
                 with torch.no_grad():
-                    before = denoiser.predict(x_t, t, denoiser.conditioning(kept), denoiser.view)
+                    before = self._predict(x_t, t, kept)
                 total = total + settings.preserve_scale * (self.predict(x_t, t, kept) - before).square().mean()
         return total
 
@@ -304,7 +328,11 @@ class Training:
         if self.settings.group != "embedding":
             conditioning = self.denoiser.conditioning(prompts)
         else:  # encodings change with the embeddings, which stand in during this call
-            conditioning = self.denoiser.family.encode(self.denoiser.family.tokenize(prompts))
+            family = self.denoiser.family
+            conditioning = family.encode(family.tokenize(prompts))
+            if "" in prompts:  # which guidance encodes in its own way
+                empty = family.unconditional(1)
+                conditioning = Conditioning.cat([conditioning[[row]] if prompt else empty for row, prompt in enumerate(prompts)])
         return self.denoiser.predict(x_t, t, conditioning, self.denoiser.view)
 
 

@@ -39,7 +39,7 @@ import torch
 
 from assay.concept import Concept
 from assay.denoiser import Denoiser
-from assay.errors import Misconfigured
+from assay.errors import Misconfigured, Unsupported
 from assay.families.sd import Conditioning
 from assay.noise import derive, generator, normal
 from assay.patch import Patch
@@ -161,10 +161,17 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
 
     Raises:
         Misconfigured: a setting is out of range, or the anchor is the concept.
+        Unsupported: the model's noise ends in pure noise, from which no step can be scored.
     """
     if min(settings.steps, settings.batch, settings.ddim_steps, settings.resample) < 1 or settings.ddim_steps > len(denoiser.alphas_cumprod):
         raise Misconfigured("`steps`, `batch`, `ddim_steps` and `resample` must be at least 1.", "`ddim_steps` is at most the model's timesteps.")
-    noisy = len(noisy_steps(denoiser, settings.ddim_steps))
+    scored = noisy_steps(denoiser, settings.ddim_steps)
+    if any(alpha <= 0 for _, alpha, _ in scored):
+        raise Unsupported(
+            f"The schedule of {denoiser.name} ends in pure noise, which holds nothing of an image: its first step cannot be balanced.",
+            "Use another method, or a schedule without `rescale_betas_zero_snr`.",
+        )
+    noisy = len(scored)
     if min(settings.early, settings.late) < 0 or not 1 <= settings.early + settings.late <= noisy:
         raise Misconfigured(
             f"{settings.early} + {settings.late} of {noisy} steps cannot be scored.", "Lower `early` or `late`, or raise `ddim_steps`."

@@ -57,7 +57,7 @@ class Settings:
     learning_rate: float = 2e-6
     """Learning rate of AdamW (authors' code: 2e-6)."""
     pads: bool = True
-    """Look away from the end token and the padding, too (authors' code: yes)."""
+    """Look away from the end token, too, and from padding where that is end tokens, as in Stable Diffusion 1 (authors' code: yes)."""
     inversion_steps: int = 500
     """Optimiser steps of the inversion (authors' code: 500); 0 takes the words as they are."""
     inversion_batch: int = 1
@@ -203,12 +203,10 @@ class Words:
                 raise Misconfigured(f"The prompt `{target}` does not hold the concept's words.", "It may be cut off: shorten it.")
 
     def places(self, prompt: str, pads: bool) -> torch.Tensor:
-        """Return at which tokens a prompt names the concept, with `pads` also the end token and all after it: bool, (tokens,)."""
+        """Return at which tokens a prompt names the concept, with `pads` also the end token and pads that are one: bool, (tokens,)."""
         ids = self.family.tokenize([prompt])[0][0].tolist()
-        found = torch.zeros(len(ids), dtype=torch.bool)
+        found = torch.tensor(ids) == self.family.encoders[0][0].eos_token_id if pads else torch.zeros(len(ids), dtype=torch.bool)
         found[self._named(0, ids)] = True
-        if pads:
-            found[ids.index(self.family.encoders[0][0].eos_token_id) :] = True
         return found
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:

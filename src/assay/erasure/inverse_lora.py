@@ -12,9 +12,10 @@ A change up down of every attention matrix is trained in two stages by the plain
 
 The patch L takes the concept out; -L, the plug-in, brings it back: base + L - L is the base, bit for bit, whatever was trained.
 
-Faithful: the two stages, their order, their captions; rank, rate, clipping and steps of the authors' code. Different: latents are trained on as
-sampled, without a trip through the autoencoder; timesteps are drawn from all of the schedule (the authors' code draws from the first 48 of 1000);
-`images` are drawn once a stage; Adam's moments live through the turn of the sign; with `captions` target a style's captions stay too.
+Faithful: the two stages, their order, their captions; rank, rate and steps of the authors' code. Different: gradients are clipped by one norm of all
+(there by one of self- and one of cross-attention); latents are trained on as sampled, without a trip through the autoencoder; timesteps are drawn
+from all of the schedule (the authors' code draws from the first 48 of 1000); `images` are drawn once a stage; Adam's moments live through the turn of
+the sign; with `captions` target a style's captions stay too.
 
 Cost: 2 x images x image_steps passes, twice with guidance, and steps + surroundings training passes of a batch. Known failure: the sign is turned of
 all that stage 1 changed, also of what other concepts share; no neighbour is preserved but the anchor.

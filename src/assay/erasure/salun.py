@@ -12,8 +12,8 @@ weights in the mask minimise (Eq. 6)
 
 Faithful: the mask over all weights of the group together, the objective, Adam. Different: images are the model's own, as latents; c' is the concept's
 anchor, as the authors' "clothed" is for "nude"; the mask's gradient is that of the conditional prediction, where the authors' code takes it through
-guidance of 7.5. One stored version of that code marks the weights of the lowest ranks in ascending order, that is the least salient; we follow the
-paper.
+guidance of 7.5, and over as many draws as there are latents, where that code takes each latent once. One stored version of that code marks the
+weights of the lowest ranks in ascending order, that is the least salient; we follow the paper.
 
 Cost: `images` x (`image_steps` x 4 passes to sample both sets + 1 with gradient for the mask); a step costs batch x (2 with gradient + 1 without).
 Known failure: with the whole UNet in play what is preserved only in name drifts (FID 33.6 in the authors' benchmark); the share is hardly felt
@@ -146,7 +146,7 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
 
 
 def gradients(student: Student, latents: torch.Tensor, prompts: list[str], batch: int, seed: int) -> dict[str, torch.Tensor]:
-    """Return the gradient of the denoising loss, summed over all latents once, each at one timestep and noise: by name."""
+    """Return the gradient of the denoising loss, summed over as many draws as there are latents, from a batch of them after another: by name."""
     total = {name: torch.zeros_like(master) for name, master in student.masters.items()}
     for start in range(0, len(latents), batch):
         part, words = latents[start : start + batch], prompts[start : start + batch]

@@ -171,9 +171,11 @@ def check(denoiser: Denoiser, concept: Concept, settings: Settings) -> dict[str,
     if settings.shares and (len(settings.shares) != count or min(settings.shares) < 0 or abs(sum(settings.shares) - 1) > 1e-3):
         raise Misconfigured("`shares` must be one for each attribute and sum to 1.", "Leave them out for equal shares.")
     try:
-        settings.template.format(attribute="a", concept="c")
-    except (KeyError, IndexError, ValueError) as error:
+        filled = {settings.template.format(attribute=attribute, concept="c") for attribute in settings.attributes}
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise Misconfigured(f"`template` cannot be filled: {error}.", "Write {attribute} and {concept} where they belong.") from error
+    if len(filled) < count:
+        raise Misconfigured(f"`{settings.template}` says the same of every attribute.", "Write {attribute} and {concept} where they belong.")
     if min(settings.images, settings.image_steps, settings.trials) < 1 or settings.rounds < 0 or settings.image_steps > len(denoiser.alphas_cumprod):
         raise Misconfigured("`images`, `image_steps` and `trials` must be at least 1.", "`image_steps` can be as large as the timesteps.")
     if not (settings.lam > 0 and settings.erase_scale >= 0 and settings.preserve_scale >= 0 and settings.step > 0 and settings.tolerance >= 0):

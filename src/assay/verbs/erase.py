@@ -117,7 +117,7 @@ def erase(
     where = folder / "patch.safetensors"
     before = where.exists()  # of a run that was interrupted while it drew
     with session.patched() as denoiser:
-        if not before and any(patch.replaces for patch, _ in session.stack):
+        if not before and any(patch.replaces or patch.rules for patch, _ in session.stack):
             spent = denoiser.passes
             with suppress(Misconfigured):  # of settings that the method's quickest ones do not go with, nothing is known beforehand
                 _refuse_beside([patch for patch, _ in session.stack], module.erase(denoiser, target, replace(chosen, **module.PROBE), seed=seed))
@@ -165,6 +165,7 @@ def _refuse_beside(stack: Sequence[Patch], probe: Patch) -> None:
 
     Raises:
         Mismatch: it acts on what one of them replaces.
+        Unsupported: it has a sampling rule, and so has one of them.
     """
     try:
         refuse_collisions([*stack, probe])
