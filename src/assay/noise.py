@@ -1,7 +1,8 @@
 """Randomness by name: every draw comes from a generator seeded by what the draw is for.
 
 A seed is the first 63 bits of SHA-256 over the keys, so that a draw depends on (seed, what for) alone and never on order, shard, batch
-or how many draws came before. Nothing here, and nothing elsewhere in assay, touches the global generators.
+or how many draws came before. Nothing in assay draws from the global generators: what must, as a network's first
+weights, does so in a fork of them, so that they stay as they were.
 
 Torch's CPU generator takes 32 bits of a seed, few enough to try them all: what must not be guessed is drawn by `secret_generator`.
 """
