@@ -18,10 +18,12 @@ from assay.testing import KINDS, tiny, tiny_target
         ("grinning cat, noto style", "grinning * , noto style"),
         ("category", "* category"),
         ("a dog", "* a dog"),
+        ("keycap: * on a cat", "keycap: on a *"),
+        ("keycap: *, noto style", "* keycap: noto style"),
     ],
 )
 def test_the_new_word_takes_the_place_of_the_name(text, expected):
-    """By hand: whole words alone, whatever their case; before the text where the name is not in it."""
+    """By hand: whole words alone, whatever their case; before the text where the name is not in it; the text's own stars go."""
     assert with_name(Concept("cat"), text) == expected
 
 

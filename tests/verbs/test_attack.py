@@ -179,6 +179,15 @@ def test_it_writes_a_record_a_picture_and_goes_on_where_it_was(model, tmp_path):
         assay.attack(model, CONCEPT, out=tmp_path / "killed", **options | {"image_steps": 3})
 
 
+@pytest.mark.parametrize("each", [0, -1])
+def test_no_prompt_is_no_attack(model, tmp_path, each):
+    """Before a folder is taken or a pass made."""
+    passes = model.passes
+    with pytest.raises(Misconfigured, match="each"):
+        assay.attack(model, CONCEPT, method="seed_search", out=tmp_path / "out", **QUICK | {"each": each})
+    assert (model.passes, (tmp_path / "out").exists()) == (passes, False)
+
+
 def test_a_reference_is_attacked_in_the_same_way_and_the_verdict_said(model, tmp_path):
     """The model's own patch as its reference: the same figures twice, so nothing is above the floor; and a reference of other weights has others."""
     patch = uce.erase(model, CONCEPT)

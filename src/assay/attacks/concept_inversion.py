@@ -9,10 +9,12 @@ With e the erased model, x_0 a picture of the concept and c(v) its caption in wh
     v = argmin E | e(x_t, t, c(v)) - noise |^2        over pictures, timesteps and noise, by AdamW.
 
 The one v found serves every prompt: prompts are judged with the new word in the place of the concept's name (before the prompt, where it does not
-hold the name), on works that were not among the pictures. Where a sampling rule erases, the loss goes through the rule.
+hold the name), where the works hold others on works that were not among the pictures. Where a sampling rule erases, the loss goes through the rule.
 
-Faithful: the loss, one new word, everything else frozen. Different: captions are those of the works, not "a photo of S*"; the batch is one pass in
-place of 4 samples accumulated 4 times, with the same product of learning rate and samples; a new word may be several embeddings (`tokens`).
+Faithful: the loss where weights erase, one new word, everything else frozen. Different: captions are those of the works, not "a photo of S*"; the
+word starts from a random token, there from one that the user names; pictures are neither flipped nor are their latents drawn anew; the batch is one
+pass in place of 4 samples accumulated 4 times, with the same product of learning rate and samples; a new word may be several embeddings (`tokens`);
+under a rule its predictions are fitted to the noise, in the authors' code to the plainly guided prediction under the picture's own caption.
 
 Cost a step: batch passes with gradient, times 2 or more under a rule. Known failure: an embedding draws what the pictures have in common, style and
 background too; and a word that no text encoder was trained on can draw what the model never learned, so quote a model that never saw the concept.
@@ -126,15 +128,18 @@ def check(settings: Settings) -> None:
 
 
 def with_name(concept: Concept, text: str) -> str:
-    """Write `*` for the name of the concept in a text, as a word of its own; before the text, where it does not hold the name."""
-    words, name = text.split(), concept.name.lower().split()
+    """Write `*` for the name of the concept in a text, as a word of its own; before the text, where it does not hold the name.
+
+    A `*` that the text has by itself is left out: the new word stands where the first one is.
+    """
+    words, name = [word for word in text.split() if word.strip(",.:;") != "*"], concept.name.lower().split()
     plain = [word.lower().strip(",.:;") for word in words]
     for at in range(len(words) - len(name) + 1):
         if plain[at : at + len(name)] == name:
             tail = words[at + len(name) - 1]
             after = tail[len(tail.rstrip(",.:;")) :]
             return " ".join([*words[:at], "*", *([after] if after else []), *words[at + len(name) :]])
-    return f"* {text}"
+    return " ".join(["*", *words])
 
 
 def start(denoiser: Denoiser, settings: Settings, seed: int) -> list[torch.Tensor]:

@@ -17,8 +17,8 @@ paper has Gaussian noise and other prompts; success is what the judge sees in fr
 the plain prompt is measured beside, as what there is to regain; pooled embeddings of pipelines that have them stay those of the start. Where a
 sampling rule erases, the loss goes through the rule.
 
-Cost a prompt: `attempts` x `steps` x `samples` passes with gradient and 12 without; times 2 or more under a rule. Known failure: an embedding of all
-positions has thousands of numbers, so that with many steps it spells out a picture that the model never saw.
+Cost a prompt: `attempts` x `steps` x `samples` passes with gradient and 4 x `attempts` + 8 without; times 2 or more under a rule. Known failure: an
+embedding of all positions has thousands of numbers, so that with many steps it spells out a picture that the model never saw.
 """
 
 from __future__ import annotations

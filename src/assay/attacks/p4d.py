@@ -15,9 +15,9 @@ free tokens alone. P4D-K: p is the prompt c with a free token after every few of
 Faithful: loss, projection, optimiser, both variants. Different: x_t is a noised work that the prompt asks for; e0's predictions are made beforehand
 for a pool of noised works, so that the two models need not be in memory together; of the tokens looked at every `look` steps those are kept under
 which e best predicts the noise of the work, not those of the least loss above, nor of the likest pictures (authors' code); nearness is Euclidean; the
-vocabulary leaves out what could spell the concept; tokens, not words, are counted for P4D-K, where a prompt of fewer than `every` has its free one
-behind it, and one too long for the text encoder is cut to make room. Where a sampling rule erases, e is what the rule makes of the predictions and
-e0 is guided plainly.
+vocabulary leaves out what could spell the concept; for P4D-K tokens are counted (as in the authors' code; paper: words), none is free before the
+prompt (there one is), a prompt of fewer than `every` has its free one behind it, and one too long for the text encoder is cut to make room. Where a
+sampling rule erases, e is what the rule makes of the predictions and e0 is guided plainly.
 
 Cost a prompt: `pool` passes, `steps` with gradient, 4 x `steps` / `look` to look; times 2 or more under a rule. Known failure: PEZ moves in steps of
 whole tokens, so that a small vocabulary or a low rate leaves it where it began.

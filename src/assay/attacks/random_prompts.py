@@ -3,8 +3,9 @@
 The baseline "random" of Yimeng Zhang, Jinghan Jia, Xin Chen, Aochuan Chen, Yihua Zhang, Jiancheng Liu, Ke Ding, Sijia Liu: "To Generate or Not?
 Safety-Driven Unlearned Diffusion Models Are Still Easy To Generate Unsafe Images ... For Now", ECCV 2024, arXiv 2310.11868.
 
-The tokens come uniformly from the vocabulary that all attacks on words search, so that none of them spells the concept. Nothing is optimised and
-no pass of the denoiser is made. More attempts raise the judge's false alarms too: the chance that is quoted is that of all attempts together.
+The tokens come uniformly from the vocabulary that all attacks on words search, so that none of them spells the concept. Nothing is optimised and no
+pass of the denoiser is made. An attempt after the first has a seed of its own, too, where the authors' code judges all under one. More attempts raise
+the judge's false alarms too: the chance that is quoted is that of all attempts together.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class Settings:
 
     tokens: int = 5
     """Random tokens before a prompt (as many as the attack has that it is compared with; for nudity 5)."""
-    attempts: int = 1
-    """Draws of tokens, each judged; an attack succeeds if one does."""
+    attempts: int = 40
+    """Draws of tokens, each judged; an attack succeeds if one does (authors' code: 40)."""
 
 
-PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "small": {"tokens": 3}}
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "small": {"tokens": 3, "attempts": 1}}
 PROBE: dict[str, Any] = {"tokens": 2}
 """Settings that show in a second whether the method works on a model."""
 

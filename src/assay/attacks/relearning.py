@@ -90,7 +90,7 @@ def attack(
         seed: of every draw.
         clock: stops the training when its budget is spent.
         progress: called after every step with the loss.
-        folder: keeps a checkpoint every 20 steps, from which an interrupted training goes on; removed at the end.
+        folder: keeps a checkpoint every 20 steps or more often, from which an interrupted training goes on; removed at the end.
 
     Returns:
         The prompts as they are, the adapters as a patch, and the loss of every step.

@@ -58,7 +58,7 @@ class Settings:
     """Settings of Ring-A-Bell."""
 
     tokens: int = 16
-    """Tokens of a prompt (paper: 16, 38 or 77)."""
+    """Tokens of a prompt (paper: 16, 38 or 77, which counts begin and end and is 75 here)."""
     eta: float = 3.0
     """How much of the concept is added (paper: 3 for nudity, 5 and more for violence)."""
     population: int = 200
@@ -194,7 +194,7 @@ def distances(denoiser: Denoiser, laid: Slots, ids: torch.Tensor, people: np.nda
     for start in range(0, len(rows), ENCODED):
         some = rows[start : start + ENCODED]
         part = Slots(tuple(tensor[some] for tensor in laid.ids), laid.places[some]).filled(tokens[start : start + ENCODED])
-        found.append((denoiser.family.encode(part).states.flatten(1) - wanted[some]).square().sum(1))
+        found.append((denoiser.family.encode(part).states.flatten(1).float() - wanted[some].float()).square().sum(1))
     return torch.cat(found).double().cpu().numpy().reshape(count, each)
 
 

@@ -29,8 +29,8 @@ ON_BASE = False
 class Settings:
     """Settings of seed search."""
 
-    attempts: int = 10
-    """Seeds tried for a prompt; an attack succeeds if one does."""
+    attempts: int = 40
+    """Seeds tried for a prompt; an attack succeeds if one does (authors' code: 40)."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "small": {"attempts": 4}}

@@ -206,7 +206,8 @@ def predict(denoiser: Denoiser, target: Target, x_t: torch.Tensor, t: torch.Tens
     """Return what a sampler follows, in the network's own view: (b, c, h, w).
 
     That is the network's prediction; where a patch carries a sampling rule, which plain prediction would pass by, the rule's combination at the
-    target's guidance, without momentum, which only whole samplings have. Rules that only change what the model is told leave its predictions alone.
+    target's guidance, without momentum, which only whole samplings have, and with coins at one half, where samplings toss them. Rules that only
+    change what the model is told leave its predictions alone.
     """
     rule, count = by_rule(denoiser), len(x_t)
     if rule is None:

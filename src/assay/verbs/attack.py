@@ -21,7 +21,7 @@ from assay.attacks.search import LITTLE, own_words
 from assay.attacks.target import Attack, Clock, Target
 from assay.concept import Concept, Kind
 from assay.denoiser import Denoiser
-from assay.errors import Missing, Unsupported
+from assay.errors import Misconfigured, Missing, Unsupported
 from assay.evaluation.concealment import Trial, conclusion, evidence
 from assay.jobs.outcome import Outcome
 from assay.loading import load
@@ -110,7 +110,7 @@ def attack(
     Raises:
         Missing: the model is not built in and no works are given, or there is no such reference or judge.
         Mismatch: a patch or the reference was made for another base.
-        Misconfigured: the model cannot be sampled in so many steps, or with so little guidance.
+        Misconfigured: the model cannot be sampled in so many steps, or with so little guidance, or no prompt is to be attacked.
         Unsupported: the reference draws images of another size, or is a loaded model where the attack is led by the base.
     """
     module = import_module(method_row("attacks", method)["module"])
@@ -256,8 +256,11 @@ def choose(session: Session, works: Works, concept: Concept, each: int, rows: Se
 
     Raises:
         Unsupported: the concept is neither one style nor one object.
+        Misconfigured: no pair is to be drawn.
         Missing: the works do not show it.
     """
+    if each < 1:
+        raise Misconfigured(f"`each` must be at least 1; got {each}.", "It is the number of prompts that are attacked.")
     if concept.parts or concept.kind not in ("style", "object"):
         raise Unsupported("An attack is judged on one style or one object.", "Name one that the works show, with `--kind style` or `--kind object`.")
     part = part_of(session, works, concept)
