@@ -264,8 +264,8 @@ def test_erasers_asked_for_together_on_one_concept_are_not_made_on_every_other(w
 
 
 def test_a_plan_is_priced_without_making_anything(works, tmp_path):
-    """Base and UCE under one attack of 40 attempts, as the authors' code has it: 2 sets of plain images and 2 x 40 of attacked ones, 3 prompts, 2 steps,
-    2 passes each; searches end after 30 s."""
+    """Base and UCE under one attack of 40 attempts, as the authors' code has it: 2 sets of plain images and 2 x 40 of attacked ones, 3 prompts,
+    2 steps, 2 passes each; searches end after 30 s."""
     outcome = ask(works, tmp_path / "out", methods=["uce"], dry_run=True)
     assert outcome.extra["plan"]["passes"] == (2 + 2 * 40) * 3 * 2 * 2
     assert outcome.extra["lines"][0].startswith("2 of 2 cells are left")
