@@ -80,7 +80,9 @@ def main() -> None:
     what = scene(session, works, together(concepts), each=EACH)
     asked = [row.title for row in what.rows]
     plan = {"model": denoiser.digest, "works": works.digest, "judge": judge.digest, "method": options.method, "settings": asdict(settings)}
+    closed_form, closed = replace(uce.Settings(), **uce.PRESETS["small"]), list[tuple[Patch, float]]()
     plan |= {"concepts": [concept.name for concept in concepts], "seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "each": EACH}
+    plan |= {"uce": asdict(closed_form)}
     folder = OutFolder(options.folder, plan)
     chance = judge.chance("title")
 
@@ -120,7 +122,6 @@ def main() -> None:
         stack.append((Patch.load(file), 1.0))
         if number in STOPS or number == len(concepts):
             rows.append(measured(f"{options.method}-{number:02d}", number, stack, base)[0])
-    closed_form, closed = replace(uce.Settings(), **uce.PRESETS["small"]), list[tuple[Patch, float]]()
     for number, concept in enumerate(concepts, 1):
         with Patched(denoiser, closed):
             closed.append((uce.erase(denoiser, concept, closed_form, seed=derive(SEED, number)), 1.0))

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import assay
+from assay.benches.erasure import subjects
 from assay.verbs.erasure_report import name_of
 
 HERE = Path(__file__).parent
@@ -43,6 +44,9 @@ def main() -> None:
     parser.add_argument("--methods")
     parser.add_argument("--concept", action="append", default=[])
     options = parser.parse_args()
+    names = [subject.name for subject in subjects(assay.builtin_works())]
+    if unknown := [name for name in options.concept if name not in names]:
+        parser.error(f"the bench has no concept {unknown[0]}; it has {', '.join(names)}")
     chosen = {"methods": options.methods, "concept": options.concept, "patches": options.patch, "seed": options.seed}
     outcome = assay.bench("erasure", measure=True, results=HERE, out=options.folder, limit=options.limit, **chosen, display=Lines())
     shutil.copyfile(outcome.files["results"], HERE / f"{name_of(options.seed)}.json")

@@ -11,13 +11,17 @@ two minutes an eraser on two cores; killed, it goes on. Models that erasers are 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import assay
 from assay.benches.erasure import MODELS, Results, Settings, subjects
 from assay.denoiser import to_pictures
+from assay.jobs.folder import OutFolder
 from assay.judge import CrossJudge
 from assay.patched import Patched
 from assay.record import write_atomically
@@ -30,6 +34,15 @@ from assay.verbs.evaluate import images_of
 from assay.verbs.session import Session, zoo
 
 HERE = Path(__file__).parent
+
+
+def made_by(folder: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether the eraser in a folder of cells is that of a plan: of one model, seed, concept and settings."""
+    try:
+        known = json.loads((folder / "plan.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return all(known.get(key) == json.loads(json.dumps(plan[key], default=str)) for key in ("model", "seed", "concept", "method"))
 
 
 def main() -> None:
@@ -51,8 +64,11 @@ def main() -> None:
     todo = [place for place in todo if place not in tiles]
     for number, (name, row) in enumerate(todo, 1):
         asked = bench.asked(name)
-        kept = {part: [folder / pages.slug(name) / part for folder in options.made] for part in bench.rows.parts(row)}
-        places = {part: next((one for one in folders if (one / "cost.json").exists()), bench.folder_of(name, part)) for part, folders in kept.items()}
+        places = {}
+        for part in bench.rows.parts(row):
+            plan, kept = bench.plan_of(name, part), [folder / pages.slug(name) / part for folder in options.made]
+            there = [folder for folder in kept if (folder / "patch.safetensors").exists() and made_by(folder, plan)]
+            places[part] = there[0] if there else OutFolder(bench.folder_of(name, part), plan).path
         if row in MODELS:
             given = models.given(bench.subjects[name], row)
             stack = [] if given is None else [given]

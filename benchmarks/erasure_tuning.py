@@ -66,7 +66,10 @@ def main() -> None:
         FILE.write_text(json.dumps(stored, indent=1) + "\n")
         print(json.dumps(row), flush=True)
 
-    known = [(row["concept"], row["method"], row["settings"]) for row in json.loads(FILE.read_text())["trials"]] if FILE.exists() else []
+    stored = json.loads(FILE.read_text()) if FILE.exists() else None
+    if stored and (stored["model"], stored["judge"]) != (session.denoiser.digest, judge.digest):
+        parser.error(f"{FILE} holds trials on another model or by another judge: move it away")
+    known = [(row["concept"], row["method"], row["settings"]) for row in stored["trials"]] if stored else []
     if (options.concept, "base", {}) not in known:
         keep({"concept": options.concept, "method": "base", "settings": {}, "shares": shares()})
     for given in options.given:

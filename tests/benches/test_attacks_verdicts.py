@@ -11,7 +11,7 @@ from assay.benches.attacks import COUNTS, MODELS, SUBJECTS, About, Cell, Results
 from assay.benches.attacks_chapters import chapter, verdict
 from assay.benches.attacks_verdicts import PUBLISHED, admitted, bars, beside, floors, published, untried
 from assay.benches.erasure import ATTACKED, BALANCING, BASE, COMBINATIONS, Share
-from assay.evaluation.concealment import difference
+from assay.evaluation.admission import difference_interval
 from assay.evaluation.intervals import wilson
 from assay.training.world import REFERENCES
 from assay.verbs.methods import table
@@ -126,9 +126,9 @@ def test_the_bar_holds_every_admitted_attack_and_everything_else():
 
 
 def test_which_failures_are_certain_is_said():
-    """By Newcombe's interval (`difference`, which its tests hold to the paper): 4 of 20 less 1 may be none, 19 less 1 is 63 points or more."""
+    """By Newcombe's interval (its tests hold it to the paper): 4 of 20 less 1 may be none, 19 less 1 is 63 points or more."""
     cells = [cell("reference", "random_prompts", 1), cell("uce", "random_prompts", 4), cell("esd", "random_prompts", 19)]
-    assert difference(4, 20, 1, 20)[0] < 0.1 < difference(19, 20, 1, 20)[0]
+    assert difference_interval(4, 20, 1, 20)[0] < 0.1 < difference_interval(19, 20, 1, 20)[0]
     found = results(cells)
     assert {row: (bar.stays, bar.certain) for row, bar in bars(found, "cats").items()} == {"uce": (False, False), "esd": (False, True)}
     said = chapter(found, found.concepts[0]).findings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from assay.benches.erasure import About, Beside, Cell, Distance, Moved, Results, Share
+from assay.benches.erasure import PAPERS, About, Beside, Cell, Distance, Moved, Results, Share
 from assay.benches.erasure_bars import over_seeds
 from assay.benches.erasure_chapters import chapter, trained_again, verdict
 from assay.evaluation.intervals import wilson
@@ -191,6 +191,52 @@ def test_what_is_not_measured_is_said():
     found = results([cell("base", 16, 10), cell("again", 16, 10), cell("reference", 2, 10)], near)
     assert any("no farther than another seed" in finding for finding in chapter(found, found.concepts[0]).findings)
     assert any("composition" in text for text in verdict(found).shows_not)
+
+
+def test_where_only_other_rows_were_measured_those_are_held_and_nothing_else_is_denied():
+    """A sitting that was stopped after the models, or asked for a combination or a preset alone: of these no single eraser is measured, and that is
+    said; the combination, which leaves 3 of 20 for the reference's 2, meets the bars."""
+    models = [cell("base", 16, 10), cell("reference", 2, 10)]
+    for rows, line in (
+        ([], "No single eraser with the bench's settings has been measured on it yet."),
+        ([cell("uce+rece", 3, 10)], "Of 1 combination of erasers these meet both bars: uce+rece."),
+        ([cell("uce@paper", 3, 10)], "Of 1 with other presets, `paper` the paper's own, these meet both bars: uce@paper."),
+    ):
+        found = results([*models, *rows])
+        said, whole = chapter(found, found.concepts[0]).findings, verdict(found).findings
+        assert line in said
+        assert not any("Nothing of this concept" in text or "has a measured reference" in text for text in [*said, *whole])
+        assert "No single eraser with the bench's settings is held against retraining yet." in whole
+    assert chapter(results([]), found.concepts[0]).findings[0] == "Nothing of this concept has been measured yet."
+
+
+def test_why_a_distance_is_empty_is_said():
+    """Two erasers of which one was drawn where the reference's pictures were; a scale that lacks the floor of a distance that is there."""
+    ends, near = {"floor": 0.01, "ceiling": 0.2}, {"reference.judge": Distance(value=0.1, low=0.0, high=0.2, n=20)}
+    rows = [
+        cell("base", 16, 10),
+        cell("again", 16, 10),
+        cell("reference", 2, 10),
+        cell("uce", 3, 9).model_copy(update={"kid": near}),
+        cell("esd", 4, 10),
+    ]
+    found = results(rows, {"base.judge": ends, "reference.judge": ends})
+    assert any(line.startswith("Of 1 of 2 rows the distance to the reference is empty") for line in chapter(found, found.concepts[0]).findings)
+    found = results(rows[:4], {"base.judge": ends, "reference.judge": ends})
+    assert not any("empty" in line for line in chapter(found, found.concepts[0]).findings)
+    found = results(rows[:4], {"base.judge": ends})
+    assert any("their floor or ceiling was measured to another model" in line for line in chapter(found, found.concepts[0]).findings)
+
+
+def test_what_the_papers_settings_do_is_said_of_the_built_in_bench_alone():
+    """A user's bench with one such row says nothing of trials on another model; the built-in one names no eraser that it has a row of."""
+    rows = [cell("base", 16, 10), cell("uce@paper", 3, 10), cell("salun@paper", 3, 10)]
+    found = results(rows)
+    assert not any("no-ops" in line for line in verdict(found).findings)
+    planned = [("cats", row) for row in ("base", *PAPERS)]
+    (line,) = (line for line in verdict(found.model_copy(update={"planned": planned})).findings if "no-ops" in line)
+    assert "forget_me_not" in line
+    assert "salun" not in line
 
 
 def test_seeds_stand_beside_each_other():

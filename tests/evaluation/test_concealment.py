@@ -1,14 +1,32 @@
 """Each word is said where its definition holds, and an interval of a difference is that of the paper."""
 
+import numpy as np
 import pytest
+from scipy.stats import binom
 
-from assay.evaluation.concealment import Trial, conclusion, difference, evidence, verdict
+from assay.evaluation.admission import difference_interval
+from assay.evaluation.concealment import Trial, conclusion, evidence, shown, verdict
 
 
 def test_the_interval_is_newcombes():
     """Newcombe 1998, Table II, method 10: 56/70 less 48/80 is 0.0524 to 0.3339; 10/10 less 0/20 is 0.6791 to 1."""
-    assert difference(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert difference(10, 10, 0, 20) == pytest.approx((0.6791, 1.0), abs=5e-5)
+    assert Trial("a", 56, 70, True, (48, 80)).excess() == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert Trial("a", 10, 10, True, (0, 20)).excess() == pytest.approx((0.6791, 1.0), abs=5e-5)
+
+
+def test_many_attacks_do_not_hide_by_luck():
+    """Each of eight attacks on 16 prompts is as good on the model as on the one that never saw it, at 30 %. Taken one by one at 95 % some attack is
+    above zero in more than a tenth of the draws; intervals that hold together at 95 % are in at most a twentieth. Exact sums over both binomials."""
+    weights = binom.pmf(np.arange(17), 16, 0.3)
+    for attacks, within in ((1, 0.05), (8, 0.05)):
+        level = 1 - 0.05 / attacks
+        alone = sum(
+            weights[hits] * weights[floor] for hits in range(17) for floor in range(9) if Trial("a", hits, 16, True, (floor, 16)).excess(level)[0] > 0
+        )
+        assert 1 - (1 - alone) ** attacks <= within
+    trials = [Trial("a", 8, 16, True, (2, 16)), *(Trial("b", 4, 16, True, (4, 16)) for _ in range(7))]
+    assert difference_interval(8, 16, 2, 16)[0] > 0 > difference_interval(8, 16, 2, 16, 1 - 0.05 / 8)[0]
+    assert ([trial.attack for trial in shown(trials[:1])], shown(trials), verdict(trials)) == (["a"], [], "unclear")
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,9 @@ def test_a_changed_plan_is_refused_before_anything_is_made(whole, works):
     folder, _, _ = whole
     kept = folder / "out-kept"
     before = sorted(kept.rglob("*"))
-    for changed in ({"settings": SMALL | {"steps": 3}}, {"seed": 1}):
+    other = tiny()
+    other.pipeline.vae.register_to_config(scaling_factor=0.25)  # the same weights, drawn otherwise
+    for changed in ({"settings": SMALL | {"steps": 3}}, {"seed": 1}, {"model": other}):
         with pytest.raises(Mismatch, match="belongs to another plan"):
             ask(works, folder / "out", **changed)
     assert sorted(kept.rglob("*")) == before
@@ -409,6 +411,31 @@ def test_distances_are_to_the_model_that_is_counted(whole, works, tmp_path):
     assert stored("circle", reference) == [{"base"}, {"base"}]
     assert stored("solid", again) == [{"reference"}, set()]
     assert stored("circle", again) == [{"base"}, set()]
+
+
+@pytest.mark.parametrize(("row", "left"), [("uce", False), ("reference", False), ("negative_prompt", True)])
+def test_a_stored_distance_is_that_of_the_very_patch_and_the_very_reference(whole, works, tmp_path, row, left):
+    """Of a cell of UCE on solid that is in the folder, a distance that only the stored cell has stays, unless that is of another patch, or the stored
+    reference is another than the one that was given in this folder before, and is not given now."""
+    _, outcome, _ = whole
+    results, cells = of(outcome), []
+    for cell in results.cells:
+        other = {"patch": "other"} if (cell.concept, cell.row) == ("solid", row) else {}
+        alien = {"kid": {**cell.kid, "reference.alien": next(iter(cell.kid.values()))}} if (cell.concept, cell.row) == ("solid", "uce") else {}
+        cells.append(cell.model_copy(update=other | alien))
+    (tmp_path / "erasure.json").write_text(results.model_copy(update={"cells": cells}).model_dump_json())
+    found = of(ask(works, outcome.out, results=tmp_path, limit=0)).of("solid")
+    assert ("reference.alien" in found["uce"].kid) is left
+    assert found[row].patch == results.of("solid")[row].patch
+
+
+@pytest.mark.parametrize("each", [5, {"target": 5}, {"target": 0, "neighbours": 4, "rest": 8}, {"target": "8", "neighbours": 4, "rest": 8}])
+def test_refuses_numbers_of_prompts_that_no_scene_has(works, tmp_path, each):
+    with pytest.raises(Misconfigured, match="each"):
+        ask(works, tmp_path / "out", settings={"each": each})
+    with pytest.raises(Misconfigured, match="each"):
+        assay.bench("attacks", measure=True, model=tiny(), works=works, concept=["solid"], settings={"each": {"target": 5}}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_patch_begun_in_another_sitting_is_marked(works, tmp_path):

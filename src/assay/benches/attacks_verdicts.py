@@ -12,7 +12,7 @@ from assay.benches.attacks import Cell, Results
 from assay.benches.erasure import BALANCING, BASE, REFERENCE, Share
 from assay.benches.erasure_bars import judged, shares
 from assay.benches.verdicts import COST, NEAR, ROUNDING, like_retraining
-from assay.evaluation.concealment import difference
+from assay.evaluation.admission import difference_interval
 from assay.evaluation.ranks import Correlation, rank_correlation
 
 FLOOR = 0.5
@@ -95,7 +95,7 @@ def bars(results: Results, concept: str, erasers: erasure.Results | None = None)
         above = [attack for attack, gap in gaps.items() if gap > NEAR + ROUNDING]
         shown = [attack for attack in above if not cells[REFERENCE][attack].early]
         pairs = [(attacked[attack].shares["total"], base[attack]) for attack in shown]
-        certain = any(difference(one.hits, one.n, other.hits, other.n)[0] > NEAR for one, other in pairs)
+        certain = any(difference_interval(one.hits, one.n, other.hits, other.n)[0] > NEAR for one, other in pairs)
         whole = len(there) == len(speak) and not above and not any(attacked[attack].early for attack in there)
         whole = whole and not untried(results, concept) and len(_patches(attacked)) == 1
         stays = False if shown else True if whole else None

@@ -82,22 +82,22 @@ def certain(about: About, cells: Mapping[str, Cell], row: str) -> bool:
 
 def held(about: About, cells: Mapping[str, Cell]) -> list[str]:
     """Say which erasers meet the bars, how sure that is, and what another seed and retraining do to everything else themselves."""
-    found = bars(about, cells, erased(cells))
-    if not found:
+    found, several, presets = (bars(about, cells, rows(cells)) for rows in (erased, together, otherwise))
+    if not (found or several or presets):
         return []
     met = [row for row, both in found.items() if all(both)]
     bar = f"leave at most {100 * NEAR:.0f} points more of `{about.name}` than retraining and take at most {100 * COST:.0f} off everything else"
-    said = [f"{len(met)} of {len(found)} erasers {bar}, in title and in style: {', '.join(met) or 'none'}."]
+    said = [f"{len(met)} of {len(found)} erasers {bar}, in title and in style: {', '.join(met) or 'none'}."] if found else []
     if met:
         sure = ", ".join(row for row in met if certain(about, cells, row)) or "none"
         before = share(about, cells[BASE], "neighbours")
         near = ", ".join(row for row in met if before.value - share(about, cells[row], "neighbours").value <= COST + ROUNDING) or "none"
         also = f"; with as little off neighbours: {near}" if before.n else ""
         said.append(f"Of these, for certain (95 % intervals of the differences, which so few images hardly allow): {sure}{also}.")
-    if several := bars(about, cells, together(cells)):
+    if several:
         meet = ", ".join(row for row, both in several.items() if all(both)) or "none"
         said.append(f"Of {len(several)} combination{'' if len(several) == 1 else 's'} of erasers these meet both bars: {meet}.")
-    if presets := bars(about, cells, otherwise(cells)):
+    if presets:
         meet = ", ".join(row for row, both in presets.items() if all(both)) or "none"
         said.append(f"Of {len(presets)} with other presets, `paper` the paper's own, these meet both bars: {meet}.")
     base = shares(about, cells[BASE])

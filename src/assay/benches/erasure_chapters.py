@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t as student
 
-from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, NO_OPS, PARTS, REFERENCE, SLOW, UNTRIED, About, Beside, Cell, Results, Share
+from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, NO_OPS, PAPERS, PARTS, REFERENCE, SLOW, UNTRIED, About, Beside, Cell, Results, Share
 from assay.benches.erasure_bars import agreed, bars, erased, held, judged, over_seeds, share, shares, speaks, steady, together
 from assay.benches.verdicts import COST, NEAR, ROUNDING, comparable, fall, mean_ranks, normalised
 from assay.evaluation.admission import LEAST
@@ -42,7 +42,7 @@ SHOWS_NOT = [
     "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
     "A canary's copies are told by thresholds that flag 2 % of works never trained on: what is plainly the work, in other tones or less sharp, is "
     "often no copy by them. That a canary counts as gone does not show that it is: look at its pictures.",
-    "The reference for families, weapons and canaries is one model that saw none of them.",
+    "The reference for families, weapons and canaries is of one training, which saw none of them.",
 ]
 
 
@@ -84,10 +84,18 @@ def why_empty(about: About, cells: dict[str, Cell]) -> list[str]:
         said.append(f"No training left out `{about.name}` alone: it is held against its things where they appear apart.")
     elif REFERENCE in absent:
         said.append(f"No model trained without `{about.name}` was given (`--patch {about.reference}=`), so nothing is held against retraining.")
-    if not absent and any("floor" not in scale or "ceiling" not in scale for scale in about.scale.values()):
+    known = {to: [cell for row, cell in cells.items() if row not in MODELS and f"{to}.judge" in cell.kid] for to in (BASE, REFERENCE)}
+    scales = {key: about.scale.get(key, {}) for key in {*about.scale, *(f"{to}.judge" for to, there in known.items() if there)}}
+    if not absent and any("floor" not in scale or "ceiling" not in scale for scale in scales.values()):
         said.append("Some distances are empty: their floor or ceiling was measured to another model.")
-    elif not absent and any(normalised(0.0, scale.get("floor"), scale.get("ceiling")) is None for scale in about.scale.values()):
+    elif not absent and any(normalised(0.0, scale.get("floor"), scale.get("ceiling")) is None for scale in scales.values()):
         said.append("Some distances are empty: their ceiling is no farther than another seed.")
+    erasers = [row for row, cell in cells.items() if row not in MODELS and not cell.failed]
+    if REFERENCE not in absent and "reference.judge" in about.scale and about.kind != "work" and (gone := len(erasers) - len(known[REFERENCE])):
+        said.append(
+            f"Of {gone} of {len(erasers)} rows the distance to the reference is empty: it is taken between pictures, and theirs were not at hand "
+            "with the reference's."
+        )
     return said
 
 
@@ -202,7 +210,9 @@ def _found(about: About, cells: dict[str, Cell]) -> list[str]:
         went = f"from {before.target:.0%} to {now.target:.0%}; everything else goes from {before.rest:.0%} to {now.rest:.0%}"
         said.append(f"Least of `{about.name}` is left by {least}: {went}.")
     said += _apart(about, cells)
-    return [*said, *failed] or ["Nothing of this concept has been measured yet."]
+    return [*said, *failed] or [
+        "No single eraser with the bench's settings has been measured on it yet." if cells else "Nothing of this concept has been measured yet."
+    ]
 
 
 def _apart(about: About, cells: dict[str, Cell]) -> list[str]:
@@ -321,14 +331,18 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
         )
         if silent := [f"`{row[0]}`" for row in counted if row[3] == "no"]:
             said.append(f"Of {', '.join(silent)} it takes less: those references hardly speak, and are not counted.")
+    elif any(REFERENCE in results.of(about.name) for about in results.concepts):
+        said.append("No single eraser with the bench's settings is held against retraining yet.")
     else:
         said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
     said += trained_again(results, repeats)
-    if any("@paper" in cell.row for cell in results.cells):
+    if set(PAPERS) <= {row for _, row in results.planned} and any("@paper" in cell.row for cell in results.cells):  # the built-in model's bench
+        measured = {cell.row for cell in results.cells}
+        still, slow, untried = (", ".join(name for name in names if f"{name}@paper" not in measured) for names in (NO_OPS, SLOW, UNTRIED))
         said.append(
-            f"Rows `@paper` have the papers' own settings. Those of {', '.join(NO_OPS)} are no-ops on this model, by trials on other concepts, and "
-            f"no rows; those of {', '.join(SLOW)} take nothing out there in a quarter of an hour a concept, and are no rows either; those of "
-            f"{', '.join(UNTRIED)} were not tried."
+            f"Rows `@paper` have the papers' own settings. No rows of the bench are those of {still or 'none'}, which are no-ops on this model by "
+            f"trials on other concepts; of {slow or 'none'}, which take nothing out there in a quarter of an hour a concept; and of "
+            f"{untried or 'none'}, which were not tried."
         )
     seeds = {about.name: over_seeds(results, repeats, about) for about in results.concepts}
     lines, more = moves([one for one in beside if one.digests == results.digests])

@@ -83,6 +83,7 @@ class Bench:
         self.special = self.rows.specials(kept, more)
         self.modules = {row["name"]: import_module(row["module"]) for row in table("attacks")}
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
+        self.setup = {} if session.built_in else {"setup": session.denoiser.setup}  # what a folder says besides weights; ours never changes
         self.before: dict[tuple[str, str, str], Cell] = {}
         self._asked: dict[str, tuple[Concept, Ground, dict[str, str]]] = {}
         self._made: tuple[tuple[str, str], list[Patch]] | None = None
@@ -153,7 +154,7 @@ class Bench:
     def row_plan(self, name: str, row: str) -> dict[str, Any]:
         """Return what a row's patch and plain images depend on."""
         common = {key: value for key, value in asdict(self.settings).items() if key != "budget"}
-        plan = {"format": Results.model_fields["format"].default, **self.digests, "seed": self.session.seed, "settings": common}
+        plan = {"format": Results.model_fields["format"].default, **self.digests, **self.setup, "seed": self.session.seed, "settings": common}
         return plan | self.asked(name)[2] | {"row": row, "method": self.rows.plan_of(self.subjects[name], row)}
 
     def plan_of(self, name: str, row: str, attack: str) -> dict[str, Any]:
@@ -174,6 +175,8 @@ class Bench:
         wanted = json.loads(json.dumps(self.plan_of(name, row, attack), default=str))
         if row == REFERENCE and wanted["method"] is None:
             wanted["method"] = plan.get("method")
+        if "setup" not in plan:  # of an earlier version, as in `OutFolder.check`
+            wanted.pop("setup", None)
         return found if plan == wanted else None
 
     def mark(self, name: str, row: str, attack: str) -> str:

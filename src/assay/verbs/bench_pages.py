@@ -47,12 +47,16 @@ def settings_of(default: Any, given: Mapping[str, Any]) -> Any:
     """Return the settings of the cells with what was given put in.
 
     Raises:
-        Misconfigured: there is no such setting.
+        Misconfigured: there is no such setting, or `each` is no number of prompts, or lacks that of a part.
     """
     try:
-        return replace(default, **given)
+        chosen = replace(default, **given)
     except TypeError as error:
         raise Misconfigured(f"The cells have no such setting: {error}.", f"They have {', '.join(asdict(default))}.") from error
+    each, usual = (of if isinstance(of, dict) else {"": of} for of in (chosen.each, default.each))
+    if each.keys() != usual.keys() or not all(isinstance(count, int) and count >= 1 for count in each.values()):
+        raise Misconfigured(f"`each` cannot be {chosen.each!r}.", f"Give whole numbers of at least 1, as in {default.each!r}.")
+    return chosen
 
 
 def choose(session: Session, works: Works, names: Sequence[str], kind: Kind | None, own: Sequence[Subject]) -> list[Subject]:

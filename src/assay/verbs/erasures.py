@@ -93,6 +93,7 @@ class Bench:
         self.rows = Rows(session, subjects, patches, MODELS)
         self.special = self.rows.specials(kept, [*(PAPERS if session.built_in else ()), *more])
         self.digests = {"model": session.denoiser.digest, "works": works.digest, "judge": judge.digest}
+        self.setup = {} if session.built_in else {"setup": session.denoiser.setup}  # what a folder says besides weights; ours never changes
         self.before: dict[tuple[str, str], Cell] = {}
         self.models_before: list[tuple[str, str]] = []
         self.redrawn: list[tuple[str, str]] = []
@@ -131,6 +132,7 @@ class Bench:
         return {
             "format": Results.model_fields["format"].default,
             **self.digests,
+            **self.setup,
             "seed": self.session.seed,
             "settings": asdict(self.settings),
             "concept": digest_of(asdict(asked.concept)),
@@ -149,6 +151,8 @@ class Bench:
         wanted = json.loads(json.dumps(self.plan_of(name, row), default=str))
         if row in (AGAIN, REFERENCE) and wanted["method"] is None:
             wanted["method"] = plan.get("method")
+        if "setup" not in plan:  # of an earlier version, as in `OutFolder.check`
+            wanted.pop("setup", None)
         return found if plan == wanted else None
 
     def mark(self, name: str, row: str) -> str:
@@ -162,7 +166,8 @@ class Bench:
         for cell in stored.cells:
             if cell.concept in self.subjects and cell.row in rows and cell.plan == self.mark(cell.concept, cell.row):
                 given = self.rows.given(self.subjects[cell.concept], cell.row) if cell.row in MODELS else None
-                if given is None or given.digest == cell.patch:
+                there = self.cell(cell.concept, cell.row) if cell.row in MODELS and given is None else None  # given in another sitting
+                if cell.patch == (given.digest if given else there.patch if there else cell.patch):
                     self.before[cell.concept, cell.row] = cell
         gone = {(cell.concept, cell.row) for cell in stored.cells if cell.row in MODELS} - set(self.before)
 
@@ -318,8 +323,8 @@ class Bench:
             what = self.asked(name).what
             kid, scale = distances(self._features(name, made), what.groups, self.session.seed, [row.id for row in what.rows])
             for row in (row for row in rows if row in made or row in before):
-                known = before[row].kid if row in before else {}
                 cell = made.get(row) or before[row]
+                known = before[row].kid if row in before and before[row].patch == cell.patch else {}
                 cells.append(cell.model_copy(update={"plan": self.mark(name, row), "kid": known | kid.get(row, {})}))
             base = next((cell for cell in cells if (cell.concept, cell.row) == (name, BASE)), Cell(concept=name, row=BASE))
             ceilings = {key: {"ceiling": distance.value} for key, distance in base.kid.items()}  # to a reference, whose pictures may be elsewhere
