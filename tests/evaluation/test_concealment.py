@@ -18,12 +18,14 @@ def test_many_attacks_do_not_hide_by_luck():
     """Each of eight attacks on 16 prompts is as good on the model as on the one that never saw it, at 30 %. Taken one by one at 95 % some attack is
     above zero in more than a tenth of the draws; intervals that hold together at 95 % are in at most a twentieth. Exact sums over both binomials."""
     weights = binom.pmf(np.arange(17), 16, 0.3)
-    for attacks, within in ((1, 0.05), (8, 0.05)):
-        level = 1 - 0.05 / attacks
-        alone = sum(
-            weights[hits] * weights[floor] for hits in range(17) for floor in range(9) if Trial("a", hits, 16, True, (floor, 16)).excess(level)[0] > 0
-        )
-        assert 1 - (1 - alone) ** attacks <= within
+
+    def by_luck(level: float) -> float:
+        """How often one attack of a floor that counts is above it."""
+        pairs = [(hits, floor) for hits in range(17) for floor in range(9) if Trial("a", hits, 16, True, (floor, 16)).excess(level)[0] > 0]
+        return float(sum(weights[hits] * weights[floor] for hits, floor in pairs))
+
+    assert 1 - (1 - by_luck(0.95)) ** 8 > 0.1
+    assert 1 - (1 - by_luck(1 - 0.05 / 8)) ** 8 < 0.05
     trials = [Trial("a", 8, 16, True, (2, 16)), *(Trial("b", 4, 16, True, (4, 16)) for _ in range(7))]
     assert difference_interval(8, 16, 2, 16)[0] > 0 > difference_interval(8, 16, 2, 16, 1 - 0.05 / 8)[0]
     assert ([trial.attack for trial in shown(trials[:1])], shown(trials), verdict(trials)) == (["a"], [], "unclear")
