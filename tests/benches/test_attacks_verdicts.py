@@ -335,6 +335,7 @@ def test_the_pair_meets_the_bar_on_clocks_beside_one_training_of_the_reference()
     assert (pair.attack, pair.total.hits, pair.reference.hits, pair.stays, pair.spared) == ("concept_inversion", 5, 2, False, True)
     assert (ascent.attack, ascent.total.hits, ascent.reference.hits, ascent.stays) == ("concept_inversion", 4, 2, False)
     assert set(admitted(second, "clocks")) - set(admitted(changed, "clocks")) == {"relearning"}
+    assert {row for row, bar in found.items() if bar.meets} == {"concept_ablation+adv_unlearn"}
     both = {row for row, bar in bars(second, "clocks", bench).items() if bar.stays and found[row].stays}
     assert both == {"sld", "sega", "negative_prompt", "salun"}
 
