@@ -365,9 +365,9 @@ def test_given_prompts_have_neighbours_and_the_images_of_generate(world, tmp_pat
     assert [row.image_seed(5) for row in scene.rows[:2]] == [derive(5, styles[0], 0), derive(5, styles[0], 1)]
 
 
-@pytest.mark.parametrize(("subject", "more", "images"), [("erasure", [], 2 * 96), ("attacks", ["--attacks", "random_prompts"], 4 * 16)])
+@pytest.mark.parametrize(("subject", "more", "images"), [("erasure", [], 2 * 96), ("attacks", ["--attacks", "random_prompts"], (2 + 2 * 40) * 16)])
 def test_benches_are_priced_on_a_users_own_model(world, tmp_path, capsys, subject, more, images):
-    """One concept under the base and UCE: two scenes of 96 pictures, or two sets of 16 plain and attacked ones; 20 steps with guidance."""
+    """One concept under the base and UCE: two scenes of 96 pictures, or two sets of 16 plain ones and of 40 attempts at each; 20 guided steps."""
     words = ["--measure", "--model", world / "model", "--works", world / "works.parquet", "--concept", "solid", "--methods", "uce", "--dry-run"]
     data = the_object(call(capsys, "bench", subject, *words, *more, "--out", tmp_path / "out", "--json"))
     assert data["plan"]["passes"] == images * 20 * 2

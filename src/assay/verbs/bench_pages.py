@@ -112,15 +112,26 @@ def again_of(session: Session, subject: str, works: str | Path | Works | None, s
     return words
 
 
+DIGITS = 9
+"""Of a stored number that is no whole one: more than float32 tells."""
+
+
 def lines(results: Part) -> bytes:
     """Return results as JSON with a line for every concept and cell, so that what a new measurement changed can be seen."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: short(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [short(item) for item in value]
+        return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
     def text(value: Any) -> str:
         if not isinstance(value, list) or not value:
             return json.dumps(value)
         return "[\n  " + ",\n  ".join(json.dumps(item) for item in value) + "\n ]"
 
-    body = {"format": getattr(results, "format", ""), **results.model_dump(exclude_defaults=True)}
+    body = {"format": getattr(results, "format", ""), **short(results.model_dump(exclude_defaults=True))}
     return ("{\n " + ",\n ".join(f"{json.dumps(key)}: {text(value)}" for key, value in body.items()) + "\n}\n").encode()
 
 
