@@ -8,7 +8,7 @@ import pytest
 
 from assay.benches.erasure import PAPERS, About, Beside, Cell, Distance, Moved, Results, Share
 from assay.benches.erasure_bars import over_seeds
-from assay.benches.erasure_chapters import chapter, trained_again, verdict
+from assay.benches.erasure_chapters import chapter, shows_not, trained_again, verdict
 from assay.evaluation.intervals import wilson
 
 HEADS = {"target": "family", "neighbours": "five", "rest": "five"}
@@ -40,6 +40,21 @@ def test_figures_stand_beside_their_intervals():
     assert record.metric("uce.kid.reference.judge").value == pytest.approx(0.5)
     assert record.metric("uce.kid.base.judge").low == pytest.approx(0.0)
     assert [record.metric(f"uce.kid.{to}.judge").n for to in ("base", "reference")] == [48, 24]  # pairs of pictures, not those of everything else
+
+
+def test_how_coarse_shares_are_is_said_of_the_images_that_were_drawn():
+    """One of 24 is 4 %, 5 % of 48 are 2.4; 40 and 40 of 48 differ by 0 +- 15 % (Newcombe: hypot(40/48 - 0.704, 0.913 - 40/48), Wilson's ends).
+    A bench of its own settings says its own numbers."""
+    found = results([cell("base", 16, 10)])
+    low, high = wilson(40, 48)
+    width = (((40 / 48 - low) ** 2 + (high - 40 / 48) ** 2) ** 0.5) * 100
+    said = shows_not(found)[-1]
+    assert "With 24 images of the target one image is 4%; with 48 of everything else the bar of 5% is 2.4 images." in said
+    assert f"is {width:.0f}% to either side" in said
+    assert round(width) == 15
+    few = found.model_copy(update={"settings": {"each": {"target": 8, "neighbours": 4, "rest": 12}}})
+    assert "With 8 images of the target one image is 12%; with 12 of everything else the bar of 5% is 0.6 images." in verdict(few).shows_not[-1]
+    assert chapter(few, few.concepts[0]).shows_not == verdict(few).shows_not
 
 
 def test_seconds_of_a_last_sitting_are_starred():

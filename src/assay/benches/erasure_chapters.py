@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t as student
 
+from assay.benches import erasure
 from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, NO_OPS, PAPERS, PARTS, REFERENCE, SLOW, UNTRIED, About, Beside, Cell, Results, Share
 from assay.benches.erasure_bars import agreed, bars, erased, held, judged, over_seeds, share, shares, speaks, steady, together
 from assay.benches.verdicts import COST, NEAR, ROUNDING, comparable, fall, mean_ranks, normalised
-from assay.evaluation.admission import LEAST
+from assay.evaluation.admission import LEAST, difference_interval
 from assay.evaluation.intervals import wilson
 from assay.record import Metric, Record, Table, versions
 
@@ -37,13 +38,26 @@ SHOWS_NOT = [
     "are taken as exact: intervals of distances leave their own error out.",
     "SLD moves nothing where the prompt is the concept's own words: it pushes away from what the prompt already is.",
     "Intervals are over images of one seed: two erasures that differ in it alone may differ by more. What has several seeds has a table of its own.",
-    "With 24 images of the target one image is 4 points; with 48 of everything else the bar of 5 points is two images. That a bar is met for certain "
-    "such numbers can hardly show: an eraser that draws everything else as the base does has an interval of 15 points.",
     "Titles are named by a small judge, so that shares are low for the base too: a title counts where it is among the first five named.",
     "A canary's copies are told by thresholds that flag 2 % of works never trained on: what is plainly the work, in other tones or less sharp, is "
     "often no copy by them. That a canary counts as gone does not show that it is: look at its pictures.",
     "The reference for families, weapons and canaries is of one training, which saw none of them.",
 ]
+
+
+def shows_not(results: Results) -> list[str]:
+    """Return what the bench does not show, with how coarse its shares are at so many images."""
+    asked = results.settings.get("each")
+    each = asked if isinstance(asked, dict) else erasure.Settings().each
+    target, rest = int(each["target"]), int(each["rest"])
+    right = round(rest * 5 / 6)
+    _, width = difference_interval(right, rest, right, rest)
+    return [
+        *SHOWS_NOT,
+        f"With {target} images of the target one image is {1 / target:.0%}; with {rest} of everything else the bar of {COST:.0%} is "
+        f"{COST * rest:.1f} images. That a bar is met for certain such numbers can hardly show: of an eraser that draws everything else as the base "
+        f"does, and is named right five times of six as the base is, the interval of the difference is {width:.0%} to either side.",
+    ]
 
 
 def unjudged(about: About, cells: dict[str, Cell]) -> bool:
@@ -149,7 +163,7 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
             *steady(results, repeats, about),
             *why_empty(about, cells),
         ],
-        shows_not=SHOWS_NOT,
+        shows_not=shows_not(results),
         tables=[
             Table(title=title, columns=["", *heads, "KID to the base", "KID to the reference", *costs], rows=rows),
             *seeds_table(results, repeats, about),
@@ -370,7 +384,7 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
             *(Metric(name=f"{rank.method}.rank.rest", value=rank.rest, n=rank.concepts, better="lower") for rank in ranks),
         ],
         findings=said,
-        shows_not=SHOWS_NOT,
+        shows_not=shows_not(results),
         tables=tables,
         versions=versions(),
     )
