@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from assay.benches.erasure import PAPERS, About, Beside, Cell, Distance, Moved, Results, Share
-from assay.benches.erasure_bars import over_seeds
+from assay.benches.erasure import ATTACKED, PAPERS, About, Beside, Cell, Distance, Moved, Results, Share
+from assay.benches.erasure_bars import bars, erased, over_seeds, relative
 from assay.benches.erasure_chapters import chapter, shows_not, trained_again, verdict
 from assay.evaluation.intervals import wilson
 
@@ -146,6 +146,20 @@ def test_a_work_has_no_distance_to_the_reference():
     found = results([cell("base", 16, 10), cell("uce", 3, 9, kid=kid)], SCALE)
     work = found.concepts[0].model_copy(update={"kind": "work"})
     assert [chapter(found, about).tables[0].rows[1][5] for about in (found.concepts[0], work)] == ["0.50", ""]
+
+
+def test_what_is_drawn_in_the_place_of_the_concept_is_held_against_the_reference():
+    """On the scale of 0.02 to 0.12 UCE's interval, 0.03 to 0.11, ends below 1, ESD's, 0.13 to 0.2, begins above, SalUn's holds 1. Where retraining
+    takes less than 40 points off the target nothing is said."""
+    ends = {"uce": (0.03, 0.11), "esd": (0.13, 0.2), "salun": (0.1, 0.14)}
+    kid = {row: {"reference.judge": Distance(value=(low + high) / 2, low=low, high=high, n=24)} for row, (low, high) in ends.items()}
+    rows = [cell("base", 16, 10), cell("reference", 2, 10), *(cell(row, 3, 9, kid=kid[row]) for row in ends), cell("uce+esd", 0, 9, kid=kid["uce"])]
+    found = results(rows, SCALE)
+    (line,) = [line for line in chapter(found, found.concepts[0]).findings if "draw nearer" in line]
+    assert line.startswith("Asked for `cats`, 1 of 3 erasers draw nearer to what the model that never saw it draws than the base does")
+    assert "interval: uce; 1 draw farther from it: esd. That little" in line
+    weak = results([cell("base", 9, 10), *rows[1:]], SCALE)
+    assert not any("draw nearer" in line for line in chapter(weak, weak.concepts[0]).findings)
 
 
 def test_a_reference_that_hardly_differs_is_said_not_to_speak():
@@ -344,12 +358,57 @@ def test_erasers_stand_beside_another_seed():
 
 
 def test_two_erasers_come_near_retraining_with_every_seed():
-    """The changelog says of the stored cells: RECE and Concept Ablation meet both bars with three seeds on cats and on clocks, UCE on clocks."""
+    """The changelog says of the stored cells: RECE meets both bars with three seeds on noto, cats and clocks, Concept Ablation on the last two, UCE
+    on clocks, and nothing on twemoji."""
     stored = Path(__file__).parents[2] / "benchmarks"
     first, *others = (Results.model_validate_json((stored / f"erasure{which}.json").read_bytes()) for which in ("", "-seed-1", "-seed-2"))
     always = {
         about.name: {row for row, each in over_seeds(first, others, about).items() if [all(both) for both in each] == [True] * 3}
         for about in first.concepts
-        if about.name in ("cats", "clocks")
+        if about.name in ATTACKED
     }
-    assert always == {"cats": {"rece", "concept_ablation"}, "clocks": {"rece", "concept_ablation", "uce"}}
+    assert always == {
+        "twemoji": set(),
+        "noto": {"rece"},
+        "cats": {"rece", "concept_ablation"},
+        "clocks": {"rece", "concept_ablation", "uce"},
+    }
+
+
+def test_what_meets_the_bars_need_not_draw_what_retraining_draws():
+    """The changelog says of the stored cells: who is nearer to the reference than the base is, and who farther, with every seed; and of the cells
+    that meet both bars how many are which."""
+    stored = Path(__file__).parents[2] / "benchmarks"
+    nearer, farther, meeting = {}, {}, []
+    for which in ("", "-seed-1", "-seed-2"):
+        found = Results.model_validate_json((stored / f"erasure{which}.json").read_bytes())
+        for about in found.concepts:
+            if about.name in ATTACKED:
+                cells = found.of(about.name)
+                ends = {row: relative(about, cell, "reference.judge")[1:] for row, cell in erased(cells).items()}
+                nearer.setdefault(about.name, []).append({row for row, (_, high) in ends.items() if high < 1})
+                farther.setdefault(about.name, []).append({row for row, (low, _) in ends.items() if low > 1})
+                met = {row for row, both in bars(about, cells, erased(cells)).items() if all(both)}
+                meeting.append((len(met), len(met & nearer[about.name][-1]), len(met & farther[about.name][-1])))
+    assert {name: set.intersection(*rows) for name, rows in nearer.items()} == {
+        "twemoji": {"negative_prompt", "sega"},
+        "noto": set(),
+        "cats": {"uce"},
+        "clocks": set(),
+    }
+    assert [name for name, rows in farther.items() if "rece" in set.intersection(*rows)] == ["twemoji", "cats", "clocks"]
+    assert [name for name, rows in farther.items() if "concept_ablation" in set.intersection(*rows)] == ["cats", "clocks"]
+    assert [sum(column) for column in zip(*meeting, strict=True)] == [33, 3, 22]
+
+
+def test_models_that_never_saw_a_style_still_draw_it_at_times():
+    """The changelog says of the stored cells: twemoji in 5 of 24 and noto in 3, the base in 19 and 20."""
+    found = Results.model_validate_json((Path(__file__).parents[2] / "benchmarks/erasure.json").read_bytes())
+    shown = {name: [found.of(name)[row].shares["target.style"].hits for row in ("reference", "base")] for name in ("twemoji", "noto")}
+    assert shown == {"twemoji": [5, 19], "noto": [3, 20]}
+    assert all(
+        relative(about, cell, "reference.judge")[0] is not None
+        for about in found.concepts
+        if about.name in shown
+        for cell in erased(found.of(about.name)).values()
+    )

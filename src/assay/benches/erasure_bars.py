@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from assay.benches.erasure import BALANCING, BASE, MODELS, REFERENCE, About, Cell, Results, Share
-from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, fall, like_retraining
+from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, fall, like_retraining, normalised
 from assay.evaluation.admission import LEAST, difference_interval
 
 Bars = tuple[bool, bool]
@@ -109,6 +109,29 @@ def held(about: About, cells: Mapping[str, Cell]) -> list[str]:
         taken = share(about, cells[BASE], "target").value - share(about, cells[REFERENCE], "target").value
         said.append(f"Retraining itself takes only {taken:.0%} off the target: it hardly speaks for `{about.name}`.")
     return said
+
+
+def relative(about: About, cell: Cell, key: str) -> tuple[float | None, float | None, float | None]:
+    """Return a normalised distance with its interval; none to the reference for one work, where 0 and 1 would mean nothing."""
+    scale, distance = about.scale.get(key, {}), cell.kid.get(key)
+    if distance is None or (about.kind == "work" and key.startswith("reference.")):
+        return None, None, None
+    value, low, high = (normalised(end, scale.get("floor"), scale.get("ceiling")) for end in (distance.value, distance.low, distance.high))
+    return value, low, high
+
+
+def drawn_instead(about: About, cells: Mapping[str, Cell]) -> list[str]:
+    """Say which erasers draw nearer to what the reference draws than the base does, and which farther from it, each by its own interval."""
+    found = {row: relative(about, cell, "reference.judge") for row, cell in erased(cells).items() if not cell.failed}
+    ends = {row: (low, high) for row, (_, low, high) in found.items() if low is not None and high is not None}
+    if not ends or not {BASE, REFERENCE} <= cells.keys() or not speaks(about, cells):
+        return []
+    nearer, farther = [row for row, (_, high) in ends.items() if high < 1], [row for row, (low, _) in ends.items() if low > 1]
+    return [
+        f"Asked for `{about.name}`, {len(nearer)} of {len(ends)} erasers draw nearer to what the model that never saw it draws than the base does, "
+        f"in the judge's features and by each one's 95 % interval: {', '.join(nearer) or 'none'}; {len(farther)} draw farther from it: "
+        f"{', '.join(farther) or 'none'}. That little of the concept is left does not say that what takes its place is what that model would draw."
+    ]
 
 
 def over_seeds(results: Results, repeats: Sequence[Results], about: About) -> dict[str, list[Bars]]:

@@ -17,7 +17,21 @@ from scipy.stats import t as student
 
 from assay.benches import erasure
 from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, NO_OPS, PAPERS, PARTS, REFERENCE, SLOW, UNTRIED, About, Beside, Cell, Results, Share
-from assay.benches.erasure_bars import agreed, bars, erased, held, judged, over_seeds, share, shares, speaks, steady, together
+from assay.benches.erasure_bars import (
+    agreed,
+    bars,
+    drawn_instead,
+    erased,
+    held,
+    judged,
+    over_seeds,
+    relative,
+    share,
+    shares,
+    speaks,
+    steady,
+    together,
+)
 from assay.benches.verdicts import COST, NEAR, ROUNDING, comparable, fall, mean_ranks, normalised
 from assay.evaluation.admission import LEAST, difference_interval
 from assay.evaluation.intervals import wilson
@@ -77,15 +91,6 @@ def _said(seen: Share) -> str:
     return f"{seen.value:.0%} ({low:.0%} to {high:.0%})"
 
 
-def _relative(about: About, cell: Cell, key: str) -> tuple[float | None, float | None, float | None]:
-    """Return a normalised distance with its interval; none to the reference for one work, where 0 and 1 would mean nothing (`SHOWS_NOT`)."""
-    scale, distance = about.scale.get(key, {}), cell.kid.get(key)
-    if distance is None or (about.kind == "work" and key.startswith("reference.")):
-        return None, None, None
-    value, low, high = (normalised(end, scale.get("floor"), scale.get("ceiling")) for end in (distance.value, distance.low, distance.high))
-    return value, low, high
-
-
 def why_empty(about: About, cells: dict[str, Cell]) -> list[str]:
     """Say why distances are empty, where they are."""
     absent = [row for row in (AGAIN, REFERENCE) if row not in cells or cells[row].failed]
@@ -119,7 +124,7 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
     judge = results.digests["judge"][:12]
     rows, metrics = [], []
     for row, cell in cells.items():
-        distances = {key: _relative(about, cell, key) for key in cell.kid}
+        distances = {key: relative(about, cell, key) for key in cell.kid}
         for part in parts_of(about):
             seen = share(about, cell, part)
             low, high = wilson(seen.hits, seen.n)
@@ -161,6 +166,7 @@ def chapter(results: Results, about: About, repeats: Sequence[Results] = ()) -> 
             *_found(about, cells),
             *agreed(over_seeds(results, repeats, about), 1 + len(repeats)),
             *steady(results, repeats, about),
+            *drawn_instead(about, cells),
             *why_empty(about, cells),
         ],
         shows_not=shows_not(results),

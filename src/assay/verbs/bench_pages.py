@@ -129,7 +129,7 @@ def lines(results: Part) -> bytes:
     def text(value: Any) -> str:
         if not isinstance(value, list) or not value:
             return json.dumps(value)
-        return "[\n  " + ",\n  ".join(json.dumps(item) for item in value) + "\n ]"
+        return "[\n  " + ",\n  ".join(json.dumps(item, separators=(",", ":")) for item in value) + "\n ]"
 
     body = {"format": getattr(results, "format", ""), **short(results.model_dump(exclude_defaults=True))}
     return ("{\n " + ",\n ".join(f"{json.dumps(key)}: {text(value)}" for key, value in body.items()) + "\n}\n").encode()
