@@ -14,7 +14,7 @@ import torch
 import assay
 from assay.attacks import seed_search
 from assay.attacks.target import Attack
-from assay.benches.attacks import Results, Settings
+from assay.benches.attacks import SUBJECTS, Results, Settings
 from assay.benches.erasure import Subject
 from assay.concept import Concept
 from assay.erasure import negative_prompt, uce
@@ -27,6 +27,7 @@ from assay.testing import tiny, tiny_works
 from assay.verbs.attack import judged_seed, judged_seeds, numbered
 from assay.verbs.attacks import Bench
 from assay.verbs.bench_pages import tiles_of
+from assay.verbs.bench_rows import Rows
 from assay.verbs.session import Session
 
 SMALL = {"each": 3, "image_steps": 2, "budget": 30.0}
@@ -159,6 +160,21 @@ def test_a_misfit_reference_is_refused_before_anything_is_drawn(works, tmp_path)
     with pytest.raises(Mismatch, match="another base"):
         ask(works, tmp_path / "out", patches=[f"reference={tmp_path}/other.safetensors"])
     assert not list(tmp_path.rglob("before.safetensors"))
+
+
+def test_a_training_given_under_the_name_of_another_is_refused(works, tmp_path):
+    """What a model was trained as is in its patch; a user's own says nothing of it and is taken."""
+    session, file = Session("bench", tiny(), tmp_path / "out"), tmp_path / "given.safetensors"
+    made = uce.erase(session.denoiser, Concept("circle", anchor="ring"))
+
+    def given(words, name):
+        dataclasses.replace(made, manifest=made.manifest.model_copy(update={"made_for": words})).save(file)
+        return Rows(session, SUBJECTS, {name: file}, ("base", "reference")).patches[name].manifest.made_for
+
+    with pytest.raises(Mismatch, match="was trained as `no-twemoji`, not as `no-noto`"):
+        given("emoji64 retrained without style=twemoji (no-twemoji)", "no-noto")
+    for words, name in (("emoji64 retrained without style=twemoji (no-twemoji)", "no-twemoji"), ("by hand", "no-noto")):
+        assert given(words, name) == words
 
 
 def bench_of(works, folder, subject):

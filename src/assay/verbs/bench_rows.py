@@ -14,10 +14,11 @@ from typing import Any
 from assay import settings as method_settings
 from assay.benches.erasure import BASE, COMBINATIONS, REFERENCE, Subject
 from assay.concept import Concept
-from assay.errors import Misconfigured
+from assay.errors import Misconfigured, Mismatch
 from assay.patch import Patch
 from assay.patched import Patched
 from assay.record import write_atomically
+from assay.training.world import REFERENCES
 from assay.verbs.methods import method_row, table
 from assay.verbs.session import Session, bare_speed, peak_since, reset_peak
 
@@ -44,12 +45,17 @@ class Rows:
 
         Raises:
             Misconfigured: a patch is named that no row asks for.
+            Mismatch: a training of the built-in world is given under another's name.
         """
         self.session, self.models, self.kinds = session, tuple(models), {subject.kind for subject in subjects}
         names = {*models, *(subject.reference for subject in subjects)} - {BASE, ""}
         if unknown := [name for name in patches if name not in names]:
             raise Misconfigured(f"No row of the bench is called `{unknown[0]}`.", f"Name the patches {', '.join(sorted(names))}.")
         self.patches = {name: Patch.load(path) for name, path in patches.items()}
+        for name, patch in self.patches.items():
+            own = next((own for own in REFERENCES if patch.manifest.made_for.endswith(f" ({own})")), name)
+            if name in REFERENCES and own != name:
+                raise Mismatch(f"{patches[name]} was trained as `{own}`, not as `{name}`.", f"Give it as `--patch {own}=`, or another model.")
         self.modules = {row["name"]: import_module(row["module"]) for row in table("erasure") if row["name"] not in AGAINST_COPIES}
 
     @cached_property
