@@ -1,11 +1,11 @@
 """What settings do to the concepts that erasers are tuned on, none of which the bench measures: `benchmarks/erasure-tuning.json`.
 
-    python benchmarks/erasure_tuning.py METHOD CONCEPT [JSON] ... [--preset paper]
+    python benchmarks/erasure_tuning.py METHOD CONCEPT [JSON] ... [--preset paper] [--folder out/erasure-tuning]
 
 CONCEPT is one of `assay.benches.erasure.VALIDATION`. Each JSON object holds settings that differ from the method's small preset, `{}` the preset
 itself; a trial takes one to five minutes on two cores. With `--preset paper` they differ from the paper's, for concepts of this kind where it has
-such: what that moves nothing by is no row of the bench (`assay.benches.erasure.PAPERS`), and it may take an hour. What was measured before is not
-measured again; all that was tried stays in the file.
+such: what that moves nothing by is no row of the bench (`assay.benches.erasure.PAPERS`), and it may take an hour; a trial that was killed goes on
+from what the folder keeps of it. What was measured before is not measured again; all that was tried stays in the file.
 Trials of EraseFlow without `style_learning_rate` are from when one rate served styles and objects; those of `adv_unlearn, drawn by lot` from before
 its prompts and noise levels were dealt out evenly and the empty prompt was retained in every step.
 """
@@ -27,6 +27,7 @@ from assay import settings
 from assay.benches.erasure import VALIDATION, Subject
 from assay.judge import CrossJudge
 from assay.patched import Patched
+from assay.record import digest_of
 from assay.verbs.erasure_scenes import ask
 from assay.verbs.erasures import counted
 from assay.verbs.evaluate import images_of
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("concept", choices=SUBJECTS)
     parser.add_argument("given", nargs="*", type=json.loads, default=[{}])
     parser.add_argument("--preset", choices=("small", "paper"), default="small")
+    parser.add_argument("--folder", type=Path, default=Path("out/erasure-tuning"))
     options = parser.parse_args()
     session, works, judge = Session("bench", "emoji64", FILE.parent, DRAWN), assay.builtin_works(), CrossJudge.load(zoo("judge"))
     subject = SUBJECTS[options.concept]
@@ -80,8 +82,10 @@ def main() -> None:
             row |= {"preset": "paper"}
         if (options.concept, options.method, row["settings"]) in known:
             continue
+        kept = options.folder / digest_of(row)[:16]
+        row |= {"resumed": True} if any(kept.rglob("*.*")) else {}  # the seconds are of this sitting
         started = time.monotonic()
-        made = module.erase(session.denoiser, asked.concept, chosen, seed=SEED)
+        made = module.erase(session.denoiser, asked.concept, chosen, seed=SEED, folder=kept)
         row |= {"seconds": round(time.monotonic() - started, 1)}
         with Patched(session.denoiser, [(made, 1.0)]):
             keep(row | {"shares": shares()})

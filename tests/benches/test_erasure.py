@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from assay.benches.erasure import (
+    LONG,
     NO_OPS,
     OBJECTS,
     PAPERS,
@@ -24,7 +25,7 @@ from assay.benches.erasure import (
     subjects,
 )
 from assay.benches.erasure_bars import idle
-from assay.benches.verdicts import NEAR
+from assay.benches.verdicts import COST, NEAR
 from assay.noise import numpy_generator
 from assay.training.world import REFERENCES
 from assay.verbs.bench_rows import AGAINST_COPIES
@@ -144,10 +145,19 @@ def test_the_papers_settings_are_rows_unless_they_do_nothing():
     assert {name for name, still in tried.items() if all(still)} == set(NO_OPS)
     assert {row["name"] for row in table("erasure")} - set(AGAINST_COPIES) - set(tried) == set(UNTRIED)
     for trial in (trial for trial in trials if trial.get("preset") == "paper" and trial["method"] in SLOW):
-        (part,) = (part for part in trial["shares"] if part.startswith("target"))
-        (left, n), (shown, of) = trial["shares"][part], base[trial["concept"]][part]
-        assert left / n > shown / of - NEAR
+        before, after = ({part: hits / n for part, (hits, n) in found.items()} for found in (base[trial["concept"]], trial["shares"]))
+        (target,) = (part for part in before if part.startswith("target"))
+        nothing = after[target] > before[target] - NEAR
+        everything = all(after[part] < before[part] - COST for part in before if part.startswith("rest"))
+        assert (nothing, everything) == ((True, False) if trial["method"] == "esd" else (False, True))
         assert trial["seconds"] > 600
+
+
+def test_rows_that_take_long_are_those_of_what_is_attacked():
+    """By the stored trials: over six minutes a concept, which makes an hour of ten."""
+    for trial in json.loads(TRIALS.read_text())["trials"]:
+        if trial.get("preset") == "paper" and (row := f"{trial['method']}@paper") in PAPERS:
+            assert (trial["seconds"] > 360) == (row in LONG), row
 
 
 def test_uce_takes_out_what_it_moves_far_enough():

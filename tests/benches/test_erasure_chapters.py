@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from assay.benches.erasure import ATTACKED, PAPERS, About, Beside, Cell, Distance, Moved, Results, Share
+from assay.benches.erasure import ATTACKED, LONG, PAPERS, About, Beside, Cell, Distance, Moved, Results, Share
 from assay.benches.erasure_bars import bars, erased, over_seeds, relative
 from assay.benches.erasure_chapters import chapter, shows_not, trained_again, verdict
 from assay.evaluation.intervals import wilson
@@ -259,13 +259,19 @@ def test_why_a_distance_is_empty_is_said():
 
 def test_what_the_papers_settings_do_is_said_of_the_built_in_bench_alone():
     """A user's bench with one such row says nothing of trials on another model; the built-in one names no eraser that it has a row of."""
-    rows = [cell("base", 16, 10), cell("uce@paper", 3, 10), cell("salun@paper", 3, 10)]
+    rows = [cell("base", 16, 10), cell("uce@paper", 3, 10), cell("esd@paper", 3, 10)]
     found = results(rows)
     assert not any("no-ops" in line for line in verdict(found).findings)
-    planned = [("cats", row) for row in ("base", *PAPERS)]
-    (line,) = (line for line in verdict(found.model_copy(update={"planned": planned})).findings if "no-ops" in line)
-    assert "forget_me_not" in line
-    assert "salun" not in line
+
+    def said(papers: list[str]) -> str:
+        planned = [("cats", row) for row in ("base", *papers)]
+        (line,) = (line for line in verdict(found.model_copy(update={"planned": planned})).findings if "no-ops" in line)
+        return line
+
+    assert "forget_me_not" in said([*PAPERS])
+    assert "esd" not in said([*PAPERS])
+    assert f"{LONG[0]} and {LONG[1]} on what is attacked alone" in said([*PAPERS])
+    assert "attacked" not in said([row for row in PAPERS if row not in LONG])  # of another seed
 
 
 def test_seeds_stand_beside_each_other():

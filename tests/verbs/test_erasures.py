@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 import assay
-from assay.benches.erasure import Results, Settings, Subject
+from assay.benches.erasure import ATTACKED, COMBINATIONS, LONG, PAPERS, Results, Settings, Subject, subjects
 from assay.benches.erasure_chapters import chapter
 from assay.concept import Concept
 from assay.erasure import uce
 from assay.errors import Misconfigured, Mismatch, Missing
 from assay.evaluation.centroid import CentroidJudge
-from assay.judge import Verdict
+from assay.judge import CrossJudge, Verdict
 from assay.memorization.copies import copied
 from assay.noise import numpy_generator
 from assay.patch import Patch
@@ -30,7 +30,7 @@ from assay.verbs.erasure_scenes import pictures
 from assay.verbs.erasures import Bench, counted
 from assay.verbs.evaluate import Scene
 from assay.verbs.generate import Prompt
-from assay.verbs.session import Session
+from assay.verbs.session import Session, builtin_works, zoo
 
 SMALL = {"each": {"target": 8, "neighbours": 4, "rest": 8}, "steps": 2}
 
@@ -346,6 +346,18 @@ def test_what_is_counted_is_what_the_judge_says_of_those_it_knows():
 def bench_of(works, folder, subject):
     session = Session("bench", tiny(), folder / "out")
     return Bench(session, works, CentroidJudge(works), [subject], folder / "kept", Settings(**SMALL), {})
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_takes_long_is_planned_for_what_is_attacked(tmp_path, seed):
+    """Of the built-in model: rows of the papers' settings on every concept, but those that take long, which are of one seed, and can be asked for."""
+    works = builtin_works()
+    session = Session("bench", "emoji64", tmp_path / "out", seed)
+    bench = Bench(session, works, CrossJudge.load(zoo("judge")), subjects(works), tmp_path / "kept", Settings(), {})
+    of_row = {row: {name for name, other in bench.planned if other == row} for row in (*PAPERS, *COMBINATIONS, "salun")}
+    assert {row for row, names in of_row.items() if len(names) == 10} == {*PAPERS, "salun"} - {*LONG}
+    assert {row for row, names in of_row.items() if names == {*ATTACKED}} == {*COMBINATIONS, *(LONG if seed == 0 else ())}
+    assert {("hearts", row) for row in LONG} <= {*bench.possible}
 
 
 def test_an_eraser_that_fails_is_a_cell_with_its_reason(works, tmp_path):

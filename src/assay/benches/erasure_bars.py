@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from assay.benches.erasure import BALANCING, BASE, MODELS, REFERENCE, About, Cell, Results, Share
+from assay.benches.erasure import BALANCING, BASE, LONG, MODELS, NO_OPS, PAPERS, REFERENCE, SLOW, UNTRIED, About, Cell, Results, Share
 from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, fall, like_retraining, normalised
 from assay.evaluation.admission import LEAST, difference_interval
 
@@ -189,3 +189,21 @@ def steady(results: Results, repeats: Sequence[Results], about: About) -> list[s
 def idle(base: Mapping[str, Sequence[int]], trial: Mapping[str, Sequence[int]]) -> bool:
     """Whether a trial of settings is a no-op: no share, (hits, n) by part and head, is so far from the base's as the bar of the target is wide."""
     return all(abs(hits / n - base[part][0] / base[part][1]) < NEAR - ROUNDING for part, (hits, n) in trial.items() if n and base[part][1])
+
+
+def by_the_paper(results: Results) -> list[str]:
+    """Say which rows have the papers' own settings on the built-in model, and of which erasers there are none; nothing of another model's bench."""
+    planned, measured = {row for _, row in results.planned}, {cell.row for cell in results.cells}
+    if not {*PAPERS} - {*LONG} <= planned or not any("@paper" in row for row in measured):
+        return []
+
+    def but(names: Sequence[str]) -> str:
+        return ", ".join(name for name in names if f"{name}@paper" not in measured) or "none"
+
+    few = [row for row in LONG if row in planned]
+    some = f", {' and '.join(few)} on what is attacked alone, since they train for minutes a concept" if few else ""
+    return [
+        f"Rows `@paper` have the papers' own settings{some}. No rows of the bench are those of {but(NO_OPS)}, which are no-ops on this model by "
+        f"trials on other concepts; of {but(SLOW)}, which in a quarter of an hour a concept take nothing out there, or everything else too; and, "
+        f"untried, of {but(UNTRIED)}."
+    ]

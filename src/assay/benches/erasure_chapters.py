@@ -16,10 +16,11 @@ import numpy as np
 from scipy.stats import t as student
 
 from assay.benches import erasure
-from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, NO_OPS, PAPERS, PARTS, REFERENCE, SLOW, UNTRIED, About, Beside, Cell, Results, Share
+from assay.benches.erasure import AGAIN, BASE, HEADS, MODELS, PARTS, REFERENCE, About, Beside, Cell, Results, Share
 from assay.benches.erasure_bars import (
     agreed,
     bars,
+    by_the_paper,
     drawn_instead,
     erased,
     held,
@@ -356,14 +357,7 @@ def verdict(results: Results, repeats: Sequence[Results] = (), beside: Sequence[
     else:
         said.append("No concept has a measured reference, so no eraser is held against retraining yet.")
     said += trained_again(results, repeats)
-    if set(PAPERS) <= {row for _, row in results.planned} and any("@paper" in cell.row for cell in results.cells):  # the built-in model's bench
-        measured = {cell.row for cell in results.cells}
-        still, slow, untried = (", ".join(name for name in names if f"{name}@paper" not in measured) for names in (NO_OPS, SLOW, UNTRIED))
-        said.append(
-            f"Rows `@paper` have the papers' own settings. No rows of the bench are those of {still or 'none'}, which are no-ops on this model by "
-            f"trials on other concepts; of {slow or 'none'}, which take nothing out there in a quarter of an hour a concept; and of "
-            f"{untried or 'none'}, which were not tried."
-        )
+    said += by_the_paper(results)
     seeds = {about.name: over_seeds(results, repeats, about) for about in results.concepts}
     lines, more = moves([one for one in beside if one.digests == results.digests])
     said, tables = [*said, *lines], [*tables, *more]
