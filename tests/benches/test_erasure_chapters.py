@@ -271,7 +271,9 @@ def test_what_the_papers_settings_do_is_said_of_the_built_in_bench_alone():
     assert "forget_me_not" in said([*PAPERS])
     assert "esd" not in said([*PAPERS])
     assert f"{LONG[0]} and {LONG[1]} on what is attacked alone" in said([*PAPERS])
-    assert "attacked" not in said([row for row in PAPERS if row not in LONG])  # of another seed
+    of_another_seed = said([row for row in PAPERS if row not in LONG])
+    assert "attacked" not in of_another_seed
+    assert "of concept_ablation, salun, which train for minutes a concept and are measured with seed 0;" in of_another_seed
 
 
 def test_seeds_stand_beside_each_other():
