@@ -141,8 +141,8 @@ PAPERS = (*(f"{name}@paper" for name in ("uce", "rece", "sld", "sega", "negative
 NO_OPS = ("forget_me_not", "inverse_lora", "uce_debias")
 """Erasers whose papers' settings move nothing there: neither what is erased nor what is to stay, by as much as the bar of the target is wide."""
 SLOW = ("esd", "maximise_loss")
-"""Erasers whose papers' settings move something there and meet no bar: they take nothing out, or everything else too. No rows: in a quarter of an
-hour a concept they would say no more."""
+"""Erasers whose papers' settings move something there and miss one bar by far: they take nothing out, or everything else too. No rows: in a quarter
+of an hour a concept they would say no more."""
 UNTRIED = ("adv_unlearn",)
 """Those whose papers' settings were not tried: they train for an hour a concept."""
 
