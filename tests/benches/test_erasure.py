@@ -13,9 +13,7 @@ from assay.benches.erasure import (
     NO_OPS,
     OBJECTS,
     PAPERS,
-    SLOW,
     STYLES,
-    UNTRIED,
     VALIDATION,
     About,
     Cell,
@@ -142,47 +140,54 @@ def test_the_papers_settings_are_rows_unless_they_do_nothing():
     for trial in trials:
         if trial.get("preset") == "paper":
             tried.setdefault(trial["method"], []).append(idle(base[trial["concept"]], trial["shares"]))
-    assert {f"{name}@paper" for name, still in tried.items() if not all(still)} == {*PAPERS, *(f"{name}@paper" for name in SLOW)}
+    assert {f"{name}@paper" for name, still in tried.items() if not all(still)} == {*PAPERS}
     assert {name for name, still in tried.items() if all(still)} == set(NO_OPS)
-    assert {row["name"] for row in table("erasure")} - set(AGAINST_COPIES) - set(tried) == set(UNTRIED)
-    for trial in (trial for trial in trials if trial.get("preset") == "paper" and trial["method"] in SLOW):
-        before, after = ({part: hits / n for part, (hits, n) in found.items()} for found in (base[trial["concept"]], trial["shares"]))
-        (target,) = (part for part in before if part.startswith("target"))
-        nothing = after[target] > before[target] - NEAR
-        everything = all(after[part] < before[part] - COST for part in before if part.startswith("rest"))
-        assert (nothing, everything) == ((True, False) if trial["method"] == "esd" else (False, True))
-        assert trial["seconds"] > 600
+    assert {row["name"] for row in table("erasure")} - set(AGAINST_COPIES) == set(tried)
 
 
-def test_rows_that_take_long_are_those_of_what_is_attacked():
-    """By the stored trials: over six minutes a concept, which makes an hour of ten. Planned are they with the first seed alone."""
+def test_rows_that_take_long_are_of_few_concepts():
+    """By the stored trials: over six minutes a concept, and over half an hour. Planned are they with the first seed alone."""
     for trial in json.loads(TRIALS.read_text())["trials"]:
         if trial.get("preset") == "paper" and (row := f"{trial['method']}@paper") in PAPERS:
             assert (trial["seconds"] > 360) == (row in LONG), row
+            assert (trial["seconds"] > 1800) == (row in LONG and len(LONG[row]) == 1), row
     for name in ("erasure", "erasure-seed-1", "erasure-seed-2"):
         planned = Results.model_validate_json((STORED / f"{name}.json").read_bytes()).planned
         assert {name for name, row in planned if row == "uce@paper"} >= {*ATTACKED}
-        for row in LONG:
-            assert {concept for concept, other in planned if other == row} == ({*ATTACKED} if name == "erasure" else set())
+        for row, concepts in LONG.items():
+            assert {concept for concept, other in planned if other == row} == ({*concepts} if name == "erasure" else set())
 
 
-def test_by_their_papers_salun_costs_everything_else_its_style_and_concept_ablation_leaves_the_concept_in():
-    """As docs/world.md and the changelog say, by stored cells: of 24 and of 48, so that each misses one bar on each concept."""
+def test_by_their_papers_salun_costs_style_gradient_ascent_leaves_noise_and_two_erasers_leave_the_concept_in():
+    """As docs/world.md and the changelog say of twemoji, noto, cats and clocks, by stored cells."""
     bench = Results.model_validate_json((STORED / "erasure.json").read_bytes())
-    target, rest = ({row: [] for row in ("base", "reference", "salun", "salun@paper", "concept_ablation@paper")} for _ in range(2))
-    for about in (about for about in bench.concepts if about.name in ATTACKED):
-        for row in target:
-            shares = bench.of(about.name)[row].shares
-            of_it, else_ = shares[f"target.{about.heads['target']}"], shares["rest.style"]
-            assert (of_it.n, else_.n) == (24, 48)
-            target[row].append(of_it.hits)
-            rest[row].append(else_.hits)
-    assert (target["base"], rest["base"]) == ([19, 20, 16, 21], [39, 45, 43, 41])
-    assert (target["salun@paper"], rest["salun@paper"]) == ([0, 1, 0, 0], [8, 25, 37, 35])
-    assert rest["salun"][:2] == [30, 42]
-    assert target["concept_ablation@paper"] == [19, 19, 16, 21]
-    assert all(before - after > COST * 48 for before, after in zip(rest["base"], rest["salun@paper"], strict=True))
-    assert all(left - gone > NEAR * 24 for left, gone in zip(target["concept_ablation@paper"], target["reference"], strict=True))
+    cells = [(about, bench.of(about.name)) for about in bench.concepts if about.name in ATTACKED]
+
+    def hits(row: str, head: str = "") -> list[int]:
+        shares = [of[row].shares[head or f"target.{about.heads['target']}"] for about, of in cells]
+        assert {share.n for share in shares} <= ({44, 47, 48} if head else {24})
+        return [share.hits for share in shares]
+
+    assert [about.name for about, _ in cells] == ["twemoji", "noto", "cats", "clocks"]
+    assert hits("base") == [19, 20, 16, 21]
+    assert (hits("salun@paper"), hits("concept_ablation@paper"), hits("esd@paper")) == ([0, 1, 0, 0], [19, 19, 16, 21], [20, 22, 9, 22])
+    assert (hits("base", "rest.style"), hits("salun@paper", "rest.style")) == ([39, 45, 43, 41], [8, 25, 37, 35])
+    assert hits("salun", "rest.style")[:2] == [30, 42]
+    assert all(before - after > COST * 48 for before, after in zip(hits("base", "rest.style"), hits("salun@paper", "rest.style"), strict=True))
+    for row in ("concept_ablation@paper", "esd@paper"):
+        assert all(left - gone > NEAR * 24 for left, gone in zip(hits(row), hits("reference"), strict=True))
+    assert (hits("base", "rest.five"), hits("maximise_loss@paper", "rest.five")) == ([28, 19, 14, 20], [1, 0, 0, 1])
+    assert hits("maximise_loss@paper") == [0, 24, 0, 0]  # the judge calls noise noto
+
+
+def test_a_trial_on_one_concept_is_not_the_bench():
+    """The trials of the papers' settings that docs/world.md holds beside the bench: hits of the target, of everything else and of neighbours by style."""
+    trials = [trial for trial in json.loads(TRIALS.read_text())["trials"] if trial["method"] == "base" or trial.get("preset") == "paper"]
+    of = {(trial["method"], trial["concept"]): {part: hits for part, (hits, _) in trial["shares"].items()} for trial in trials}
+    fluent = {row: [of[row, "fluent"][f"{part}.style"] for part in ("target", "rest", "neighbours")] for row in ("base", "salun", "esd", "adv_unlearn")}
+    assert fluent["base"] == [18, 28, 13]
+    assert (fluent["salun"][:2], fluent["esd"][0], fluent["adv_unlearn"]) == ([0, 30], 17, [0, 15, 5])
+    assert (of["base", "fruit"]["target.family"], of["esd", "fruit"]["target.family"]) == (10, 13)
 
 
 def test_uce_takes_out_what_it_moves_far_enough():

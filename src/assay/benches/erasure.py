@@ -134,17 +134,16 @@ def subjects(works: Works) -> list[Subject]:
     return [*STYLES, *OBJECTS, *canaries(works), COMPOSITION]
 
 
-LONG = ("concept_ablation@paper", "salun@paper")
-"""Of `PAPERS` those that take more than six minutes a concept: rows on what is attacked, with `SEED`; everywhere they alone would take four hours."""
+LONG: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("concept_ablation@paper", "maximise_loss@paper", "esd@paper", "salun@paper"), ATTACKED),
+    "adv_unlearn@paper": ("cats",),
+}
+"""Of `PAPERS` those that train for more than six minutes a concept -> their concepts, with `SEED`: what is attacked, and one where they train for
+half an hour; on all concepts they would take half a day."""
 PAPERS = (*(f"{name}@paper" for name in ("uce", "rece", "sld", "sega", "negative_prompt", "fair_diffusion", "eraseflow")), *LONG)
 """Rows of erasers with their papers' own settings, of those that are no no-op on fluent or fruit (`benchmarks/erasure-tuning.json`)."""
 NO_OPS = ("forget_me_not", "inverse_lora", "uce_debias")
 """Erasers whose papers' settings move nothing there: neither what is erased nor what is to stay, by as much as the bar of the target is wide."""
-SLOW = ("esd", "maximise_loss")
-"""Erasers whose papers' settings move something there and miss one bar by far: they take nothing out, or everything else too. No rows: in a quarter
-of an hour a concept they would say no more."""
-UNTRIED = ("adv_unlearn",)
-"""Those whose papers' settings were not tried: they train for an hour a concept."""
 
 
 class Share(Part):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from assay.benches.erasure import BALANCING, BASE, LONG, MODELS, NO_OPS, PAPERS, REFERENCE, SEED, SLOW, UNTRIED, About, Cell, Results, Share
+from assay.benches.erasure import BALANCING, BASE, LONG, MODELS, NO_OPS, PAPERS, REFERENCE, SEED, About, Cell, Results, Share
 from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, fall, like_retraining, normalised
 from assay.evaluation.admission import LEAST, difference_interval
 
@@ -200,11 +200,14 @@ def by_the_paper(results: Results) -> list[str]:
     def but(names: Sequence[str]) -> str:
         return ", ".join(name for name in names if f"{name}@paper" not in measured) or "none"
 
-    few = [row for row in LONG if row in planned]
-    some = f", {' and '.join(few)} on what is attacked alone, since they train for minutes a concept" if few else ""
-    once = "" if few else f"of {but([row.partition('@')[0] for row in LONG])}, which train for minutes a concept and are measured with seed {SEED}; "
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row, concepts in LONG.items():
+        if row in planned:
+            groups.setdefault(concepts, []).append(row)
+    few = "; ".join(f"{', '.join(rows)} on {', '.join(concepts)}" for concepts, rows in groups.items())
+    some = f" Those that train for minutes a concept are on few: {few}." if few else ""
+    once = "" if few else f"; of {but([row.partition('@')[0] for row in LONG])}, which train for minutes a concept and are measured with seed {SEED}"
     return [
-        f"Rows `@paper` have the papers' own settings{some}. No rows of the bench are those of {but(NO_OPS)}, which are no-ops on this model by "
-        f"trials on other concepts; {once}of {but(SLOW)}, which in a quarter of an hour a concept take nothing out there, or everything else too; "
-        f"and, untried, of {but(UNTRIED)}."
+        f"Rows `@paper` have the papers' own settings.{some} No rows of the bench are those of {but(NO_OPS)}, which are no-ops on this model by "
+        f"trials on other concepts{once}."
     ]

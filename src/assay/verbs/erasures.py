@@ -104,12 +104,12 @@ class Bench:
 
     @property
     def planned(self) -> list[tuple[str, str]]:
-        """(concept, row) of every cell of the bench, the cheapest rows first; several erasers and what takes long only on what is attacked."""
+        """(concept, row) of every cell of the bench, the cheapest rows first; several erasers and what takes long on few concepts."""
         papers = PAPERS if self.session.built_in else ()  # another model's rows have the paper's settings anyway
-        few = (*COMBINATIONS, *(LONG if papers and self.session.seed == SEED else ()))
+        few = dict.fromkeys(COMBINATIONS, ATTACKED) | (LONG if papers and self.session.seed == SEED else {})
 
         def of_bench(name: str, row: str) -> bool:
-            return row not in self.special or (row in papers and row not in LONG) or (row in few and name in ATTACKED)
+            return row not in self.special or (row in papers and row not in LONG) or name in few.get(row, ())
 
         return [(name, row) for name, row in self.possible if of_bench(name, row)]
 
