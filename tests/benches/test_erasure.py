@@ -178,6 +178,10 @@ def test_by_their_papers_salun_costs_style_gradient_ascent_leaves_noise_and_two_
         assert all(left - gone > NEAR * 24 for left, gone in zip(hits(row), hits("reference"), strict=True))
     assert (hits("base", "rest.five"), hits("maximise_loss@paper", "rest.five")) == ([28, 19, 14, 20], [1, 0, 0, 1])
     assert hits("maximise_loss@paper") == [0, 24, 0, 0]  # the judge calls noise noto
+    robust = cells[2][1]["adv_unlearn@paper"].shares
+    assert [robust[head].hits for head in ("target.family", "rest.five", "rest.style")] == [1, 1, 18]
+    for row in ("esd@paper", "maximise_loss@paper", "adv_unlearn@paper"):
+        assert not any(key.startswith("reference") for _, of in cells if row in of for key in of[row].kid)
 
 
 def test_a_trial_on_one_concept_is_not_the_bench():
