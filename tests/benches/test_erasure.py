@@ -186,13 +186,17 @@ def test_by_their_papers_salun_costs_style_gradient_ascent_leaves_noise_and_two_
 
 def test_a_trial_on_one_concept_is_not_the_bench():
     """As docs/world.md says, by the stored trials of the papers' settings: hits of the target, of everything else and of neighbours."""
-    trials = [trial for trial in json.loads(TRIALS.read_text())["trials"] if trial["method"] == "base" or trial.get("preset") == "paper"]
+    stored = json.loads(TRIALS.read_text())["trials"]
+    trials = [trial for trial in stored if trial["method"] == "base" or trial.get("preset") == "paper"]
     of = {(trial["method"], trial["concept"]): {part: hits for part, (hits, _) in trial["shares"].items()} for trial in trials}
     parts = ("target", "rest", "neighbours")
     fluent = {row: [of[row, "fluent"][f"{part}.style"] for part in parts] for row in ("base", "salun", "esd", "adv_unlearn")}
     assert fluent["base"] == [18, 28, 13]
     assert (fluent["salun"][:2], fluent["esd"][0], fluent["adv_unlearn"]) == ([0, 30], 17, [0, 15, 5])
     assert (of["base", "fruit"]["target.family"], of["esd", "fruit"]["target.family"]) == (10, 13)
+    fast = [trial for trial in stored if trial["method"].startswith("adv_unlearn,") and trial["concept"] == "fluent"]
+    fast = {trial["settings"]["retain_weight"]: trial["shares"] for trial in fast if trial["settings"]["learning_rate"] == 3e-4}
+    assert {weight: [shares[f"{part}.style"][0] for part in parts[1:]] for weight, shares in fast.items()} == {3.0: [17, 5], 10.0: [23, 13]}
 
 
 def test_uce_takes_out_what_it_moves_far_enough():
