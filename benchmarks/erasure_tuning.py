@@ -4,7 +4,7 @@
 
 CONCEPT is one of `assay.benches.erasure.VALIDATION`. Each JSON object holds settings that differ from the method's small preset, `{}` the preset
 itself; a trial takes one to five minutes on two cores. With `--preset paper` they differ from the paper's, for concepts of this kind where it has
-such: what that moves nothing by is no row of the bench (`assay.benches.erasure.PAPERS`), and it may take an hour; a trial that was killed goes on
+such: what that moves nothing by is no row of the bench (`assay.benches.erasure.PAPERS`), and may take half an hour; a trial that was killed goes on
 from what the folder keeps of it. What was measured before is not measured again; all that was tried stays in the file.
 Trials of EraseFlow without `style_learning_rate` are from when one rate served styles and objects; those of `adv_unlearn, drawn by lot` from before
 its prompts and noise levels were dealt out evenly and the empty prompt was retained in every step.

@@ -139,7 +139,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "adv_unlearn@paper": ("cats",),
 }
 """Of `PAPERS` those that train for more than six minutes a concept -> their concepts, with `SEED`: what is attacked, and one where they train for
-half an hour; on all concepts they would take half a day."""
+half an hour; on all concepts they would take more than half a day."""
 PAPERS = (*(f"{name}@paper" for name in ("uce", "rece", "sld", "sega", "negative_prompt", "fair_diffusion", "eraseflow")), *LONG)
 """Rows of erasers with their papers' own settings, of those that are no no-op on fluent or fruit (`benchmarks/erasure-tuning.json`)."""
 NO_OPS = ("forget_me_not", "inverse_lora", "uce_debias")

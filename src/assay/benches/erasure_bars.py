@@ -7,6 +7,7 @@ another preset, their papers' own. What gives a concept shares instead of taking
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from assay.benches.erasure import BALANCING, BASE, LONG, MODELS, NO_OPS, PAPERS, REFERENCE, SEED, About, Cell, Results, Share
 from assay.benches.verdicts import COST, NEAR, ROUNDING, Shares, fall, like_retraining, normalised
@@ -200,11 +201,8 @@ def by_the_paper(results: Results) -> list[str]:
     def but(names: Sequence[str]) -> str:
         return ", ".join(name for name in names if f"{name}@paper" not in measured) or "none"
 
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for row, concepts in LONG.items():
-        if row in planned:
-            groups.setdefault(concepts, []).append(row)
-    few = "; ".join(f"{', '.join(rows)} on {', '.join(concepts)}" for concepts, rows in groups.items())
+    groups = groupby((row for row in LONG if row in planned), LONG.__getitem__)
+    few = "; ".join(f"{', '.join(rows)} on {', '.join(concepts)}" for concepts, rows in groups)
     some = f" Those that train for minutes a concept are on few: {few}." if few else ""
     once = "" if few else f"; of {but([row.partition('@')[0] for row in LONG])}, which train for minutes a concept and are measured with seed {SEED}"
     return [
